@@ -1,0 +1,1 @@
+"""Build and data to figures: retrieval quality, latency, and what they cost."""

@@ -1,0 +1,61 @@
+"""Float weights as published, read a slab of rows at a time.
+
+A checkpoint is never held whole: `Checkpoint.rows` maps the file and converts what is asked for.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder, Source
+from t1_edge.errors import CheckpointError
+
+Float32Array = NDArray[np.float32]
+
+
+class Checkpoint(Protocol):
+    """Float weights, the decoder's shape, and the tokenizer that goes with them."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The shape of the model."""
+
+    @property
+    def tokenizer(self) -> str:
+        """The text of a tokenizer.json (the format of the `tokenizers` library)."""
+
+    @property
+    def source(self) -> Source:
+        """Where the weights come from."""
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a tensor, by its Hugging Face name.
+
+        Returns:
+            A fresh float32 array [stop - start, in] of a matrix, [stop - start] of a norm.
+
+        Raises:
+            CheckpointError: If the tensor is missing, has another shape than the decoder says,
+                or holds a value that is not finite.
+        """
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face folder or a GGUF file.
+
+    Raises:
+        CheckpointError: If it is neither, or is damaged.
+    """
+    from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+    from t1_edge_export.hf_checkpoint import HuggingFaceCheckpoint
+
+    if path.is_dir():
+        return HuggingFaceCheckpoint(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return GGUFCheckpoint(path)
+    raise CheckpointError(
+        f"{path} is no checkpoint: give a Hugging Face folder (config.json, safetensors, "
+        "tokenizer.json) or a .gguf file"
+    )

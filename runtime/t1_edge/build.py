@@ -1,0 +1,273 @@
+"""The build directory: what `t1.json` says, and whether the files are what it says.
+
+The format is described in docs/build-format.md. A build is opened without reading its weights:
+sizes are compared on every open, hashes when a build is verified.
+"""
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal
+
+import msgspec
+
+from t1_edge.contract import Contract
+from t1_edge.errors import BuildError
+
+SCHEMA: Final = 1
+MANIFEST: Final = "t1.json"
+TOKENIZER: Final = "tokenizer.json"
+GOLDEN: Final = "golden.npz"
+ONNX_GRAPH: Final = "model.onnx"
+ONNX_WEIGHTS: Final = "weights.bin"
+GGUF_MODEL: Final = "model.gguf"
+
+Format = Literal["onnx", "gguf"]
+Profile = Literal["portable", "float"]
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the weights come from.
+
+    Attributes:
+        id: Name of the checkpoint, as its publisher spells it.
+        sha256: Hash of the file, or of the shards' hashes in order.
+        licence: SPDX identifier, or "unknown".
+        note: What a reader should know of these weights.
+    """
+
+    id: str
+    sha256: str
+    licence: str = "unknown"
+    note: str = ""
+
+
+class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of a decoder.
+
+    Attributes:
+        family: "llama" or "qwen3".
+        hidden: Width of the residual stream; the dimensions of a vector.
+        layers: Number of blocks.
+        heads: Query heads.
+        kv_heads: Key and value heads.
+        head_dim: Width of a head; heads * head_dim need not be `hidden`.
+        intermediate: Width of the gated MLP.
+        vocabulary: Rows of the embedding.
+        positions: Longest row the model was made for, in tokens.
+        rope_theta: Base of the rotary frequencies (RoFormer, arXiv 2104.09864).
+        norm_epsilon: Epsilon of every RMS norm.
+        tied: Whether the head is the embedding.
+    """
+
+    family: Literal["llama", "qwen3"]
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    rope_theta: float
+    norm_epsilon: float
+    tied: bool
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether each query and key head is RMS-normed before the rotation."""
+        return self.family == "qwen3"
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of the build: its size in bytes and its sha256."""
+
+    size: int
+    sha256: str
+
+
+class EngineFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the gate measured on one format, teacher-forced, at `<emb_token>`.
+
+    Attributes:
+        library: Engine and version that ran.
+        cosine_mean: Mean cosine to the float reference.
+        cosine_min: Worst cosine to the float reference.
+        tokenizer_texts: Texts whose ids were compared with the engine's own tokenizer.
+    """
+
+    library: str
+    cosine_mean: float
+    cosine_min: float
+    tokenizer_texts: int
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gate's figures and bounds.
+
+    Attributes:
+        rows: Golden rows compared.
+        bound_mean: Least mean cosine to the float reference that was accepted.
+        bound_min: Least cosine of a single row that was accepted.
+        engines: Figures by format.
+        cross_engine_min: Worst cosine between the formats' vectors; absent with one format.
+        drift_allowed: Whether the build was published although it missed a bound.
+    """
+
+    rows: int
+    bound_mean: float
+    bound_min: float
+    engines: dict[Format, EngineFigures]
+    cross_engine_min: float | None = None
+    drift_allowed: bool = False
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The contents of `t1.json`.
+
+    Attributes:
+        schema: Version of this format.
+        name: Name of the build.
+        profile: How the weights were quantized.
+        source: Where they come from.
+        decoder: The shape of the model.
+        contract: How text becomes tokens and a vector.
+        formats: Engines' files that the build holds.
+        encodings: How many tensors were written in which block format, by its name.
+        files: Every file but `t1.json`, by its path relative to the build.
+        fingerprint: Hash of everything that changes a document vector.
+        verification: What the gate measured.
+        tools: Versions of what wrote the build.
+    """
+
+    schema: int
+    name: str
+    profile: Profile
+    source: Source
+    decoder: Decoder
+    contract: Contract
+    formats: tuple[Format, ...]
+    encodings: dict[str, int]
+    files: dict[str, FileEntry]
+    fingerprint: str
+    verification: Verification
+    tools: dict[str, str]
+
+    def to_json(self) -> bytes:
+        """The bytes of `t1.json`: indented, keys in the order of the fields."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+class Build:
+    """An opened build directory.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        BuildError: If it is not a build, is of another schema, lacks a file, or a file's size is
+            not what the manifest says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = _read_manifest(path)
+        for name, entry in self.manifest.files.items():
+            _check_size(self.file(name), entry.size)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the build's files."""
+        return self.path / name
+
+    def size(self, format: Format) -> int:
+        """Bytes of weights and graph that an engine of this format reads."""
+        names = {"onnx": (ONNX_GRAPH, ONNX_WEIGHTS), "gguf": (GGUF_MODEL,)}[format]
+        return sum(self.manifest.files[name].size for name in names)
+
+    def check_hashes(self) -> None:
+        """Read every file whole and compare its sha256.
+
+        Raises:
+            BuildError: Naming the first file that differs.
+        """
+        for name, entry in self.manifest.files.items():
+            found = sha256_file(self.file(name))
+            if found != entry.sha256:
+                raise BuildError(
+                    f"{self.file(name)} is damaged: sha256 is {found[:12]}…, "
+                    f"{MANIFEST} says {entry.sha256[:12]}…; export or pull the build again"
+                )
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """The manifest's entry for a file that was just written."""
+    return FileEntry(size=path.stat().st_size, sha256=sha256_file(path))
+
+
+def fingerprint(weights: str, tokenizer: str, contract: Contract, hidden: int) -> str:
+    """Hash of everything that changes a document vector.
+
+    Args:
+        weights: sha256 over the quantized tensors, container aside: the ONNX and the GGUF of a
+            portable build hold the same weights and so share a fingerprint.
+        tokenizer: sha256 of tokenizer.json.
+        contract: Of which the document's part counts.
+        hidden: Dimensions of a vector.
+
+    Returns:
+        32 hex digits.
+    """
+    parts = (weights, tokenizer, contract.document, contract.emb_token)
+    parts += (str(contract.max_document_tokens), str(hidden))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _read_manifest(path: Path) -> Manifest:
+    where = path / MANIFEST
+    try:
+        raw = where.read_bytes()
+    except OSError as e:
+        raise BuildError(f"{path} is no build: it has no readable {MANIFEST} ({e.strerror})") from e
+    _check_schema(raw, where)
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.MsgspecError as e:
+        raise BuildError(f"{where} is damaged: {e}") from e
+    for name in manifest.files:
+        _check_inside(name, where)
+    return manifest
+
+
+def _check_schema(raw: bytes, where: Path) -> None:
+    """The version is looked at first, so that a newer build gives no list of odd fields."""
+    try:
+        found = msgspec.json.decode(raw).get("schema")
+    except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError) as e:
+        raise BuildError(f"{where} is damaged: {e}") from e
+    if found != SCHEMA:
+        raise BuildError(
+            f"{where} has schema {found!r}, this t1-edge reads {SCHEMA}: "
+            "export the build again, or install the t1-edge that wrote it"
+        )
+
+
+def _check_inside(name: str, where: Path) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise BuildError(f"{where} names a file outside the build: {name!r}")
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise BuildError(f"{path} is missing; export or pull the build again")
+    found = path.stat().st_size
+    if found != size:
+        raise BuildError(
+            f"{path} is damaged: it has {found:,} bytes, {MANIFEST} says {size:,}; "
+            "export or pull the build again"
+        )

@@ -1,0 +1,160 @@
+"""The contract: how text becomes tokens and a vector. The only place that knows templates.
+
+A query row is  query template + think_open + thought + think_close + emb_token;
+a document row is  document template + emb_token. With budget 0 the thought is empty and nothing
+else changes, so that a model sees one format at every budget.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from t1_edge.errors import ContractError
+from t1_edge.tokenization import TextTokenizer
+
+SLOT = "{text}"
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How text becomes tokens and a vector.
+
+    Attributes:
+        query: Template of a query, with one {text}. Special tokens may be spelled out in it.
+        document: Template of a document, with one {text}.
+        emb_token: The token whose hidden state is the vector.
+        think_open: Stands before the thought.
+        think_close: Stands after it; a model that writes it has finished thinking.
+        stop: Other tokens that end a thought, such as an end of turn.
+        budget: Most tokens of a thought when the caller does not say.
+        max_query_tokens: Longest query row before the thought; the text is cut to fit.
+        max_document_tokens: Longest document row, `emb_token` included; the text is cut to fit.
+    """
+
+    query: str
+    document: str
+    emb_token: str = "<emb_token>"
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    stop: tuple[str, ...] = ()
+    budget: int = 16
+    max_query_tokens: int = 512
+    max_document_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse templates without exactly one slot, and a negative budget."""
+        for name, template in (("query", self.query), ("document", self.document)):
+            if template.count(SLOT) != 1:
+                raise ContractError(f"the {name} template must hold {SLOT} once: {template!r}")
+        if self.budget < 0:
+            raise ContractError(f"budget must be 0 or more, not {self.budget}")
+
+    @property
+    def added_tokens(self) -> tuple[str, str, str]:
+        """The tokens that a checkpoint may lack; export adds them then."""
+        return (self.think_open, self.think_close, self.emb_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of token ids, ready for an engine.
+
+    Attributes:
+        tokens: The ids.
+        truncated: Whether the text was cut to fit the contract's limit.
+    """
+
+    tokens: tuple[int, ...]
+    truncated: bool
+
+
+class Codec:
+    """A contract bound to a tokenizer: text to rows, thoughts to text.
+
+    Args:
+        contract: Templates, special tokens and limits.
+        tokenizer: The build's tokenizer.
+
+    Raises:
+        ContractError: If a special token of the contract is not one token of the tokenizer, or a
+            template alone fills its limit.
+    """
+
+    def __init__(self, contract: Contract, tokenizer: TextTokenizer) -> None:
+        self.contract = contract
+        self._tokenizer = tokenizer
+        self.emb = tokenizer.special(contract.emb_token)
+        self.open = tokenizer.special(contract.think_open)
+        self.close = tokenizer.special(contract.think_close)
+        self.stop = frozenset(tokenizer.special(token) for token in contract.stop)
+        # One place of each limit belongs to think_open, or to emb_token.
+        self._query = _Template(contract.query, tokenizer, contract.max_query_tokens - 1)
+        self._document = _Template(contract.document, tokenizer, contract.max_document_tokens - 1)
+
+    def query(self, text: str) -> Row:
+        """The row that a thought continues: the query in its template, and think_open.
+
+        Raises:
+            InputError: If the text holds a lone surrogate.
+        """
+        row = self._query.render(text)
+        return Row(tokens=(*row.tokens, self.open), truncated=row.truncated)
+
+    def document(self, text: str) -> Row:
+        """The row of a document, still without its final emb_token.
+
+        Raises:
+            InputError: If the text holds a lone surrogate.
+        """
+        return self._document.render(text)
+
+    def thought_text(self, tokens: Sequence[int]) -> str:
+        """A thought as text."""
+        return self._tokenizer.decode(tokens).strip()
+
+
+class _Template:
+    """A template as token ids around one stretch of plain text that holds the slot."""
+
+    def __init__(self, template: str, tokenizer: TextTokenizer, limit: int) -> None:
+        pieces = tokenizer.split_specials(template)
+        at = next(i for i, piece in enumerate(pieces) if isinstance(piece, str) and SLOT in piece)
+        stretch = pieces[at]
+        assert isinstance(stretch, str)
+        self._lead, self._trail = stretch.split(SLOT)
+        self._head = _ids(pieces[:at], tokenizer)
+        self._tail = _ids(pieces[at + 1 :], tokenizer)
+        self._tokenizer = tokenizer
+        self._room = limit - len(self._head) - len(self._tail)
+        if len(self._stretch("")) >= self._room:
+            raise ContractError(f"no room for text: the template {template!r} fills {limit} tokens")
+
+    def render(self, text: str) -> Row:
+        ids = self._stretch(text)
+        truncated = len(ids) > self._room
+        if truncated:
+            ids = self._shorten(text)
+        return Row(tokens=(*self._head, *ids, *self._tail), truncated=truncated)
+
+    def _stretch(self, text: str) -> list[int]:
+        return self._tokenizer.encode_plain(self._lead + text + self._trail)
+
+    def _shorten(self, text: str) -> list[int]:
+        """Cut the text at a token's end so that it fits together with what stands around it."""
+        ends = self._tokenizer.token_ends(self._lead + text)
+        keep = self._room
+        ids = self._stretch("")
+        while keep > 0:
+            ids = self._stretch(text[: max(0, ends[keep - 1] - len(self._lead))])
+            if len(ids) <= self._room:
+                break
+            # What follows the text takes room too, and a cut may split one token into several.
+            keep -= len(ids) - self._room
+        return ids
+
+
+def _ids(pieces: Sequence[int | str], tokenizer: TextTokenizer) -> tuple[int, ...]:
+    ids: list[int] = []
+    for piece in pieces:
+        ids.extend([piece] if isinstance(piece, int) else tokenizer.encode_plain(piece))
+    return tuple(ids)

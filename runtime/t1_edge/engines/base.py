@@ -1,0 +1,89 @@
+"""The boundary between everything that thinks and searches, and what multiplies matrices.
+
+An engine opens sessions; a session is a batch of token rows that grows at its right end. Nothing
+else is asked of an engine, and nothing above this module knows which engine runs.
+
+A session is lazy: `Session.append` only notes tokens, and they are computed together when
+`Session.logits` or `Session.peek` needs them. So a document is one pass over its text *and*
+`<emb_token>`, and a thought that is forced shut costs no logits for its closing token.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What really runs: reported with every result.
+
+    Attributes:
+        engine: "onnx", "gguf" or "fake"; the build format that is driven.
+        library: The library and its version, such as "onnxruntime 1.32.0".
+        device: "cpu", "cuda" or "metal": where the matrices really are multiplied.
+        threads: CPU threads the engine may use.
+    """
+
+    engine: str
+    library: str
+    device: str
+    threads: int
+
+
+class Session(Protocol):
+    """A batch of token rows in one KV cache. Use as a context manager, or call `close`."""
+
+    def append(self, tokens: Mapping[int, int]) -> None:
+        """Add one token to the right end of some rows.
+
+        Args:
+            tokens: Row number to token id. Rows that are absent stay as they are.
+
+        Raises:
+            EngineError: If a row would outgrow the room it was opened with.
+        """
+
+    def logits(self) -> Float32Array:
+        """Scores of the next token after each row, float32 [rows, vocabulary]."""
+
+    def peek(self, token: int) -> Float32Array:
+        """Hidden states that `token` would have at the end of each row, without keeping it.
+
+        Returns:
+            float32 [rows, hidden], after the final norm, not L2-normalised.
+        """
+
+    def close(self) -> None:
+        """Free the KV cache. The session cannot be used afterwards; closing twice is harmless."""
+
+    def __enter__(self) -> "Session": ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Engine(Protocol):
+    """One build, opened on one device. One session is open at a time."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs this engine, and where."""
+
+    def start(self, rows: Sequence[Sequence[int]], *, room: int) -> Session:
+        """Open a session over a batch of token rows.
+
+        Args:
+            rows: Token ids, one or more a row; rows may differ in length.
+            room: How many tokens any row may still grow by, a peeked one included; 1 or more.
+
+        Raises:
+            InputError: If there is no row, a row is empty, or a token is not in the vocabulary.
+            EngineError: If the rows and their room do not fit the engine.
+        """
+
+    def close(self) -> None:
+        """Free the weights. Closing twice is harmless."""

@@ -1,0 +1,93 @@
+"""Text to token ids and back, over a build's tokenizer.json.
+
+Special tokens in *user text* are plain text. The file's added tokens are therefore taken out of
+the tokenizer that reads text, and are known only as names with an id: a document that spells
+`<emb_token>` gives the ordinary pieces of those characters.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Encoding, Tokenizer
+
+from t1_edge.errors import BuildError, ContractError, InputError
+
+
+class TextTokenizer:
+    """A tokenizer.json, split into a reader of plain text and a table of special tokens.
+
+    Args:
+        definition: The text of a tokenizer.json (format of the `tokenizers` library).
+
+    Raises:
+        BuildError: If it is not one.
+    """
+
+    def __init__(self, definition: str) -> None:
+        try:
+            parts = json.loads(definition)
+            self._specials = {t["content"]: int(t["id"]) for t in parts["added_tokens"]}
+            nothing = {"post_processor": None, "truncation": None, "padding": None}
+            self._plain = Tokenizer.from_str(json.dumps(parts | nothing | {"added_tokens": []}))
+            self._whole = Tokenizer.from_str(json.dumps(parts | nothing))
+        except Exception as e:  # the library raises bare Exception
+            raise BuildError(f"not a tokenizer.json that can be read: {e}") from e
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @classmethod
+    def from_file(cls, path: Path) -> "TextTokenizer":
+        """Read a tokenizer.json."""
+        return cls(path.read_text(encoding="utf-8"))
+
+    @property
+    def size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return self._whole.get_vocab_size(with_added_tokens=True)
+
+    def special(self, token: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            ContractError: If the tokenizer has no such special token.
+        """
+        if token not in self._specials:
+            raise ContractError(f"the tokenizer has no special token {token!r}")
+        return self._specials[token]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which no sequence of characters is special.
+
+        Raises:
+            InputError: If the text holds a lone surrogate, which UTF-8 cannot carry.
+        """
+        return list(self._encode(text).ids)
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of a plain text ends, in characters from its start."""
+        return [end for _, end in self._encode(text).offsets]
+
+    def split_specials(self, template: str) -> list[int | str]:
+        """Cut a template at the special tokens spelled in it: ids, and stretches of plain text."""
+        pieces: list[int | str] = []
+        at = 0
+        for match in self._special_pattern.finditer(template):
+            pieces += [template[at : match.start()], self._specials[match.group()]]
+            at = match.end()
+        pieces.append(template[at:])
+        return [piece for piece in pieces if piece != ""]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special ones spelled out."""
+        return str(self._whole.decode(list(tokens), skip_special_tokens=False))
+
+    def _encode(self, text: str) -> Encoding:
+        try:
+            return self._plain.encode(text, add_special_tokens=False)
+        except UnicodeEncodeError as e:
+            raise InputError(
+                f"the text has a lone surrogate (U+{ord(text[e.start]):04X}) at character "
+                f"{e.start}; decode it with errors='replace' or remove it"
+            ) from e
