@@ -14,6 +14,7 @@ from t1_edge.contract import Contract
 from t1_edge.errors import BuildError
 
 SCHEMA: Final = 1
+MAX_CONTEXT: Final = 8192
 MANIFEST: Final = "t1.json"
 TOKENIZER: Final = "tokenizer.json"
 GOLDEN: Final = "golden.npz"
@@ -76,6 +77,11 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def qk_norm(self) -> bool:
         """Whether each query and key head is RMS-normed before the rotation."""
         return self.family == "qwen3"
+
+    @property
+    def context(self) -> int:
+        """Longest row that a build is written for, in tokens: a rotary table ends somewhere."""
+        return min(self.positions, MAX_CONTEXT)
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

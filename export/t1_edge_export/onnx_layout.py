@@ -1,0 +1,151 @@
+"""Where each matrix lies in weights.bin, and how its rows are packed there.
+
+Codes come before scales, each as one region a matrix. Projections that read the same input are one
+matrix where the graph multiplies them in one node, so their tensors' regions touch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder
+from t1_edge_export.containers import BLOCK, Encoding, Slab
+from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
+
+_ALIGN: Final = 64  # a cache line, and the widest vector register
+_CODE_BITS: Final[Mapping[Encoding, int]] = {"f32": 32, "q8_0": 8, "q4_0": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A matrix of the graph: one tensor, or several stacked by rows.
+
+    Attributes:
+        name: The first tensor's name.
+        parts: Tensor names, from the top, with the row each begins at.
+        rows: Rows of all parts together (output features).
+        width: Columns (input features).
+        encoding: Block format, the same for all parts.
+        codes: Offset of the codes in weights.bin, in bytes.
+        scales: Offset of the float32 scales; the same as the end of the codes in f32.
+    """
+
+    name: str
+    parts: Mapping[str, int]
+    rows: int
+    width: int
+    encoding: Encoding
+    codes: int
+    scales: int
+
+    @property
+    def codes_size(self) -> int:
+        """Bytes of the codes."""
+        return self.rows * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's codes."""
+        return self.width * _CODE_BITS[self.encoding] // 8
+
+    @property
+    def row_scale_bytes(self) -> int:
+        """Bytes of one row's scales."""
+        return 0 if self.encoding == "f32" else self.width // BLOCK * 4
+
+    @property
+    def end(self) -> int:
+        """Offset of what follows the matrix."""
+        return self.scales + self.rows * self.row_scale_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    parts: Mapping[str, int]
+    rows: int
+    width: int
+
+
+def lay_out(decoder: Decoder, encodings: Mapping[str, Encoding]) -> dict[str, Matrix]:
+    """Place every matrix of a decoder.
+
+    Args:
+        decoder: The shape.
+        encodings: Block format by tensor name.
+
+    Returns:
+        The matrices by the name of each *part*.
+    """
+    places: dict[str, Matrix] = {}
+    at = 0
+    for shape in _shapes(decoder):
+        matrix = _place(shape, encodings, at)
+        places |= dict.fromkeys(shape.parts, matrix)
+        at = _aligned(matrix.end)
+    return places
+
+
+def pack_codes(slab: Slab) -> NDArray[Any]:
+    """Codes as MatMulNBits and GatherBlockQuantized read them, [rows, bytes] or float32.
+
+    Two q4_0 codes share a byte, the first in the low nibble; q8_0 codes are stored plus 128, the
+    operators' default zero point.
+    """
+    if slab.encoding == "q4_0":
+        return (slab.codes[:, 0::2] | slab.codes[:, 1::2] << 4).astype(np.uint8)
+    if slab.encoding == "q8_0":
+        return slab.codes.view(np.uint8) ^ np.uint8(0x80)
+    return slab.codes
+
+
+def _shapes(decoder: Decoder) -> Iterator[_Shape]:
+    yield _Shape(parts={EMBEDDING: 0}, rows=decoder.vocabulary, width=decoder.hidden)
+    for layer in range(decoder.layers):
+        for part, rows, width in _projections(decoder):
+            names = [layer_name(layer, name) for name in part]
+            starts = np.cumsum([0, *rows]).tolist()
+            yield _Shape(parts=dict(zip(names, starts, strict=False)), rows=sum(rows), width=width)
+    if not decoder.tied:
+        yield _Shape(parts={HEAD: 0}, rows=decoder.vocabulary, width=decoder.hidden)
+
+
+def _projections(decoder: Decoder) -> list[tuple[list[str], list[int], int]]:
+    """Matrices of a block: parts, their rows, and the width."""
+    hidden, inner = decoder.hidden, decoder.intermediate
+    q, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    qkv: list[tuple[list[str], list[int], int]]
+    # Queries and keys that are normed by head have to leave the multiplication separately.
+    if decoder.qk_norm:
+        qkv = [([name], [rows], hidden) for name, rows in zip(names, (q, kv, kv), strict=True)]
+    else:
+        qkv = [(names, [q, kv, kv], hidden)]
+    return [
+        *qkv,
+        (["self_attn.o_proj"], [hidden], q),
+        (["mlp.gate_proj"], [inner], hidden),
+        (["mlp.up_proj"], [inner], hidden),
+        (["mlp.down_proj"], [hidden], inner),
+    ]
+
+
+def _place(shape: _Shape, encodings: Mapping[str, Encoding], at: int) -> Matrix:
+    name = next(iter(shape.parts))
+    encoding = encodings[name]
+    codes_size = shape.rows * shape.width * _CODE_BITS[encoding] // 8
+    return Matrix(
+        name=name,
+        parts=shape.parts,
+        rows=shape.rows,
+        width=shape.width,
+        encoding=encoding,
+        codes=at,
+        scales=_aligned(at + codes_size),
+    )
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGN) * _ALIGN

@@ -1,0 +1,1 @@
+"""Quantization: float rows to the block formats that both containers hold."""

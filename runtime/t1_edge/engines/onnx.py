@@ -1,0 +1,169 @@
+"""ONNX Runtime, driving a build's model.onnx. The graph is described in docs/build-format.md.
+
+Rows are padded on the right, and the attention takes each row's true length; padding on the left
+would silently give wrong vectors. Past and present are bound to one preallocated buffer, so a step
+copies no cache. Padding and peeked tokens are written behind a row's end in that buffer, where the
+next token overwrites them: peeking needs nothing undone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from t1_edge.build import ONNX_GRAPH, Build, Decoder
+from t1_edge.engines.base import EngineInfo, Float32Array, check_growth, check_rows
+from t1_edge.errors import EngineError, MissingExtraError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PAD: Final = 0  # any token will do: no real token attends to padding
+
+
+class OnnxEngine:
+    """A build's ONNX graph on the CPU. See `t1_edge.engines.base.Engine`.
+
+    Args:
+        build: The build; it must hold the format "onnx".
+        threads: CPU threads.
+
+    Raises:
+        MissingExtraError: If onnxruntime is not installed.
+        EngineError: If ONNX Runtime refuses the graph.
+    """
+
+    def __init__(self, build: Build, *, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise MissingExtraError("onnxruntime", "cpu") from e
+        self._decoder = build.manifest.decoder
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        path = str(build.file(ONNX_GRAPH))
+        providers = ["CPUExecutionProvider"]
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as e:  # the bindings raise one class an error code, without a base
+            raise EngineError(f"ONNX Runtime cannot open {path}: {e}") from e
+        library = f"onnxruntime {onnxruntime.__version__}"
+        self.info = EngineInfo(engine="onnx", library=library, device="cpu", threads=threads)
+
+    def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
+        """Open a session over a batch of token rows."""
+        check_rows(rows, self._decoder.vocabulary, room, self._decoder.context)
+        return OnnxSession(self._session, self._decoder, rows, room)
+
+    def close(self) -> None:
+        """Free the weights."""
+        del self._session
+
+
+class OnnxSession:
+    """A batch of rows and its KV cache. See `t1_edge.engines.base.Session`."""
+
+    def __init__(
+        self,
+        session: "onnxruntime.InferenceSession",
+        decoder: Decoder,
+        rows: Sequence[Sequence[int]],
+        room: int,
+    ) -> None:
+        self._session = session
+        self._rows = [list(row) for row in rows]
+        self._limits = [len(row) + room for row in rows]
+        self._cached = np.zeros(len(rows), np.int32)
+        self._scored = np.zeros(len(rows), np.bool_)
+        self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
+        self._cache = _allocate(decoder, len(rows), max(self._limits) + 1)
+
+    def append(self, tokens: Mapping[int, int]) -> None:
+        """Note one more token for some rows."""
+        for row, token in tokens.items():
+            check_growth(row, len(self._rows[row]), self._limits[row])
+            self._rows[row].append(token)
+            self._scored[row] = False
+
+    def logits(self) -> Float32Array:
+        """Scores of the next token after each row, float32 [rows, vocabulary]."""
+        if not self._scored.all():
+            starts = [self._scoring_start(row) for row in range(len(self._rows))]
+            chunks = [row[start:] or [_PAD] for row, start in zip(self._rows, starts, strict=True)]
+            fresh = self._run(chunks, starts, "logits")
+            self._logits[~self._scored] = fresh[~self._scored]
+            self._scored[:] = True
+            self._keep()
+        return self._logits.copy()
+
+    def peek(self, token: int) -> Float32Array:
+        """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
+        starts = self._cached.tolist()
+        chunks = [[*row[start:], token] for row, start in zip(self._rows, starts, strict=True)]
+        hidden = self._run(chunks, starts, "hidden")
+        self._keep()
+        return hidden
+
+    def close(self) -> None:
+        """Free the KV cache."""
+        self._cache.clear()
+
+    def __enter__(self) -> "OnnxSession":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _scoring_start(self, row: int) -> int:
+        """Where the tokens begin that must run for a row's logits.
+
+        A row that has its logits runs padding behind its end; one whose last token was cached by a
+        peek, which asks for no logits, runs that token again.
+        """
+        length = len(self._rows[row])
+        return length if self._scored[row] else min(int(self._cached[row]), length - 1)
+
+    def _keep(self) -> None:
+        self._cached[:] = [len(row) for row in self._rows]
+
+    def _run(self, chunks: list[list[int]], starts: list[int], output: str) -> Float32Array:
+        """Run each row's chunk behind the tokens it has in the cache; one output, one position."""
+        from onnxruntime import OrtValue, RunOptions
+
+        counts = np.array([len(chunk) for chunk in chunks], np.int32)
+        ids = np.full((len(chunks), counts.max()), _PAD, np.int64)
+        for row, chunk in enumerate(chunks):
+            ids[row, : len(chunk)] = chunk
+        ends = np.array(starts, np.int32) + counts
+        binding = self._session.io_binding()
+        inputs = {
+            "input_ids": ids,
+            "query_seqlens": counts,
+            "seqlens_k": ends - 1,
+            "total_sequence_length": ends.max(),
+            "last": counts[:, None].astype(np.int64) - 1,
+        }
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.asarray(value)))
+        for name, value in self._cache.items():
+            binding.bind_ortvalue_input(f"past_{name}", value)
+            binding.bind_ortvalue_output(f"present_{name}", value)
+        binding.bind_output(output)
+        options = RunOptions()
+        options.only_execute_path_to_fetches = True
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as e:  # the bindings raise one class an error code, without a base
+            raise EngineError(f"ONNX Runtime failed on a chunk of {ids.shape}: {e}") from e
+        return np.asarray(binding.get_outputs()[-1].numpy(), np.float32)
+
+
+def _allocate(decoder: Decoder, rows: int, capacity: int) -> dict[str, "onnxruntime.OrtValue"]:
+    """Zeroed keys and values, float32 [rows, kv_heads, capacity, head_dim] each, by suffix."""
+    from onnxruntime import OrtValue
+
+    shape = (rows, decoder.kv_heads, capacity, decoder.head_dim)
+    names = [f"{what}.{layer}" for layer in range(decoder.layers) for what in ("key", "value")]
+    return {name: OrtValue.ortvalue_from_shape_and_type(shape, np.float32) for name in names}
