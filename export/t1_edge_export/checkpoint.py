@@ -4,15 +4,19 @@ A checkpoint is never held whole: `Checkpoint.rows` maps the file and converts w
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
-from t1_edge.errors import CheckpointError
+from t1_edge.cache import checkpoint_dir
+from t1_edge.errors import CacheError, CheckpointError
 
 Float32Array = NDArray[np.float32]
+
+PULLED: Final = "model.gguf"
+"""What `t1-edge pull` calls the file in a checkpoint's directory."""
 
 
 class Checkpoint(Protocol):
@@ -58,4 +62,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     raise CheckpointError(
         f"{path} is no checkpoint: give a Hugging Face folder (config.json, safetensors, "
         "tokenizer.json) or a .gguf file"
+    )
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """The path of a checkpoint: as given, or by the name it was pulled under.
+
+    Raises:
+        CacheError: If there is neither.
+    """
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    pulled = checkpoint_dir(name_or_path) / PULLED
+    if len(path.parts) == 1 and pulled.is_file():
+        return pulled
+    raise CacheError(
+        f"no checkpoint {name_or_path!r}: no such file or folder, and not in the cache; "
+        f"bring it with: t1-edge pull {name_or_path}"
     )

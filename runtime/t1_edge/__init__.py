@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 from t1_edge.errors import T1Error
 
 if TYPE_CHECKING:
-    from t1_edge.encoder import DocumentEmbeddings, Encoder, QueryEmbedding
+    from t1_edge.encoder import Encoder
+    from t1_edge.results import DocumentEmbeddings, QueryEmbedding
 
 __version__ = "0.1.0"
 __all__ = ["DocumentEmbeddings", "Encoder", "QueryEmbedding", "T1Error", "__version__"]
 
+_HOMES = {
+    "DocumentEmbeddings": "t1_edge.results",
+    "Encoder": "t1_edge.encoder",
+    "QueryEmbedding": "t1_edge.results",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import the encoder, and with it numpy, when it is first asked for."""
-    if name in ("DocumentEmbeddings", "Encoder", "QueryEmbedding"):
-        return getattr(import_module("t1_edge.encoder"), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 't1_edge' has no attribute {name!r}")

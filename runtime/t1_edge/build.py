@@ -98,13 +98,13 @@ class EngineFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         library: Engine and version that ran.
         cosine_mean: Mean cosine to the float reference.
         cosine_min: Worst cosine to the float reference.
-        tokenizer_texts: Texts whose ids were compared with the engine's own tokenizer.
+        floor: Least cosine that the golden vectors must reach wherever the build is opened.
     """
 
     library: str
     cosine_mean: float
     cosine_min: float
-    tokenizer_texts: int
+    floor: float
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,17 +112,21 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         rows: Golden rows compared.
+        tokenizer_texts: Texts whose ids llama.cpp's own tokenizer gave alike; 0 without a GGUF.
         bound_mean: Least mean cosine to the float reference that was accepted.
         bound_min: Least cosine of a single row that was accepted.
+        bound_cross: Least cosine between the formats' vectors that was accepted.
         engines: Figures by format.
         cross_engine_min: Worst cosine between the formats' vectors; absent with one format.
         drift_allowed: Whether the build was published although it missed a bound.
     """
 
     rows: int
+    tokenizer_texts: int
     bound_mean: float
     bound_min: float
-    engines: dict[Format, EngineFigures]
+    bound_cross: float
+    engines: dict[str, EngineFigures]
     cross_engine_min: float | None = None
     drift_allowed: bool = False
 
@@ -228,8 +232,8 @@ def fingerprint(weights: str, tokenizer: str, contract: Contract, hidden: int) -
     Returns:
         32 hex digits.
     """
-    parts = (weights, tokenizer, contract.document, contract.emb_token)
-    parts += (str(contract.max_document_tokens), str(hidden))
+    texts = [weights, tokenizer, contract.document, contract.emb_token]
+    parts = [*texts, str(contract.max_document_tokens), str(hidden)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

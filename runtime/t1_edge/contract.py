@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from t1_edge.errors import ContractError
-from t1_edge.tokenization import TextTokenizer
+from t1_edge.tokenization import TextTokenizer, check_text
 
 SLOT = "{text}"
 
@@ -130,6 +130,7 @@ class _Template:
             raise ContractError(f"no room for text: the template {template!r} fills {limit} tokens")
 
     def render(self, text: str) -> Row:
+        check_text(text)
         ids = self._stretch(text)
         truncated = len(ids) > self._room
         if truncated:
@@ -142,7 +143,7 @@ class _Template:
     def _shorten(self, text: str) -> list[int]:
         """Cut the text at a token's end so that it fits together with what stands around it."""
         ends = self._tokenizer.token_ends(self._lead + text)
-        keep = self._room
+        keep = min(self._room, len(ends))
         ids = self._stretch("")
         while keep > 0:
             ids = self._stretch(text[: max(0, ends[keep - 1] - len(self._lead))])

@@ -45,7 +45,7 @@ class TextTokenizer:
     @property
     def size(self) -> int:
         """How many ids there are, special tokens included."""
-        return self._whole.get_vocab_size(with_added_tokens=True)
+        return int(self._whole.get_vocab_size(with_added_tokens=True))
 
     def special(self, token: str) -> int:
         """Id of a special token.
@@ -58,11 +58,7 @@ class TextTokenizer:
         return self._specials[token]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of a text in which no sequence of characters is special.
-
-        Raises:
-            InputError: If the text holds a lone surrogate, which UTF-8 cannot carry.
-        """
+        """Token ids of a text in which no sequence of characters is special."""
         return list(self._encode(text).ids)
 
     def token_ends(self, text: str) -> list[int]:
@@ -84,10 +80,21 @@ class TextTokenizer:
         return str(self._whole.decode(list(tokens), skip_special_tokens=False))
 
     def _encode(self, text: str) -> Encoding:
-        try:
-            return self._plain.encode(text, add_special_tokens=False)
-        except UnicodeEncodeError as e:
-            raise InputError(
-                f"the text has a lone surrogate (U+{ord(text[e.start]):04X}) at character "
-                f"{e.start}; decode it with errors='replace' or remove it"
-            ) from e
+        return self._plain.encode(text, add_special_tokens=False)
+
+
+def check_text(text: str) -> None:
+    """Whether a caller's text can be encoded at all.
+
+    Raises:
+        InputError: If it is no str, or holds a lone surrogate, which UTF-8 cannot carry.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"a text must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(
+            f"the text has a lone surrogate (U+{ord(text[e.start]):04X}) at character {e.start}; "
+            "replace or remove it"
+        ) from e

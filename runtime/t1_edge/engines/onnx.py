@@ -7,11 +7,12 @@ next token overwrites them: peeking needs nothing undone.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from t1_edge.build import ONNX_GRAPH, Build, Decoder
+from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array, check_growth, check_rows
 from t1_edge.errors import EngineError, MissingExtraError
 
@@ -25,7 +26,8 @@ class OnnxEngine:
     """A build's ONNX graph on the CPU. See `t1_edge.engines.base.Engine`.
 
     Args:
-        build: The build; it must hold the format "onnx".
+        model: A build's model.onnx; its weights.bin lies beside it.
+        decoder: The shape that the manifest gives.
         threads: CPU threads.
 
     Raises:
@@ -33,22 +35,21 @@ class OnnxEngine:
         EngineError: If ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, build: Build, *, threads: int) -> None:
+    def __init__(self, model: Path, decoder: Decoder, *, threads: int) -> None:
         try:
             import onnxruntime
         except ImportError as e:
             raise MissingExtraError("onnxruntime", "cpu") from e
-        self._decoder = build.manifest.decoder
+        self._decoder = decoder
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        path = str(build.file(ONNX_GRAPH))
         providers = ["CPUExecutionProvider"]
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as e:  # the bindings raise one class an error code, without a base
-            raise EngineError(f"ONNX Runtime cannot open {path}: {e}") from e
+            raise EngineError(f"ONNX Runtime cannot open {model}: {e}") from e
         library = f"onnxruntime {onnxruntime.__version__}"
         self.info = EngineInfo(engine="onnx", library=library, device="cpu", threads=threads)
 

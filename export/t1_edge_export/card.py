@@ -1,0 +1,98 @@
+"""The model card of a build, written from its manifest."""
+
+from typing import Final
+
+from t1_edge.build import Manifest
+
+CARD: Final = "README.md"
+
+
+def model_card(manifest: Manifest) -> str:
+    """README.md of a build, as Markdown with the front matter that model hubs read."""
+    sections = (_front_matter, _summary, _use, _quality, _contract, _files)
+    return "\n\n".join(section(manifest) for section in sections) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> str:
+    lines = ["---", f"license: {manifest.source.licence}", f"base_model: {manifest.source.id}"]
+    tags = ["- t1-edge", *(f"- {format}" for format in manifest.formats)]
+    return "\n".join([*lines, "tags:", *tags, "---"])
+
+
+def _summary(manifest: Manifest) -> str:
+    decoder, source = manifest.decoder, manifest.source
+    counts = ", ".join(f"{n} tensors {encoding}" for encoding, n in manifest.encodings.items())
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"A t1-edge build of {source.id}: a {decoder.family} decoder of {decoder.layers} blocks "
+        f"that writes a short thought about a query and gives vectors of {decoder.hidden} "
+        f"dimensions. Profile `{manifest.profile}` ({counts}).",
+    ]
+    return "\n".join([*lines, *(["", source.note] if source.note else [])])
+
+
+def _use(manifest: Manifest) -> str:
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            "```python",
+            "from t1_edge import Encoder",
+            "",
+            f'encoder = Encoder.load("{manifest.name}")  # or the path of this directory',
+            'query = encoder.encode_query("why do leaves turn red")',
+            "```",
+        ]
+    )
+
+
+def _quality(manifest: Manifest) -> str:
+    found = manifest.verification
+    rows = [
+        f"| {format} | {figures.library} | {figures.cosine_mean:.4f} | {figures.cosine_min:.4f} |"
+        for format, figures in found.engines.items()
+    ]
+    between = "" if found.cross_engine_min is None else f"{found.cross_engine_min:.4f}"
+    lines = [
+        "## Against the float weights",
+        "",
+        f"Cosine at `{manifest.contract.emb_token}` over {found.rows} golden rows, teacher-forced:",
+        "",
+        "| format | engine | mean | worst |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    if between:
+        lines += ["", f"Between the engines, the worst is {between}."]
+    if found.drift_allowed:
+        lines += ["", "**This build misses the bounds of its profile** and was published by hand."]
+    return "\n".join(lines)
+
+
+def _contract(manifest: Manifest) -> str:
+    contract = manifest.contract
+    return "\n".join(
+        [
+            "## Contract",
+            "",
+            "| part | value |",
+            "|---|---|",
+            f"| query | `{_inline(contract.query)}` |",
+            f"| document | `{_inline(contract.document)}` |",
+            f"| thought | `{contract.think_open}` … `{contract.think_close}`, "
+            f"{contract.budget} tokens unless the caller says otherwise |",
+            f"| longest query | {contract.max_query_tokens} tokens |",
+            f"| longest document | {contract.max_document_tokens} tokens |",
+            f"| fingerprint | `{manifest.fingerprint}` |",
+        ]
+    )
+
+
+def _files(manifest: Manifest) -> str:
+    rows = [f"| {name} | {entry.size:,} |" for name, entry in manifest.files.items()]
+    return "\n".join(["## Files", "", "| file | bytes |", "|---|---|", *rows])
+
+
+def _inline(template: str) -> str:
+    return template.replace("\n", "\\n").replace("|", "\\|")

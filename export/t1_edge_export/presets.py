@@ -1,0 +1,39 @@
+"""Contracts that come with t1-edge, by name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from t1_edge.contract import Contract
+from t1_edge.errors import ContractError
+
+# An instruct model that was never trained to embed. Its thought continues a chat turn that asks for
+# keywords; its vector is whatever it holds at a token that it has never seen.
+_CHAT: Final = Contract(
+    query="<|im_start|>user\nWhich words would a text use that answers this? {text}<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    document="<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n",
+    stop=("<|im_end|>", "<|endoftext|>"),
+)
+
+PRESETS: Final[Mapping[str, Contract]] = {"chat": _CHAT}
+
+
+def find_contract(name_or_path: str) -> Contract:
+    """A contract by its preset's name, or from a JSON file of its fields.
+
+    Raises:
+        ContractError: If there is neither, or the file is not a contract.
+    """
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(PRESETS)
+        raise ContractError(f"no contract {name_or_path!r}: presets are {known}; or give a file")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Contract)
+    except msgspec.MsgspecError as e:
+        raise ContractError(f"{path} is no contract: {e}") from e

@@ -1,0 +1,39 @@
+"""`t1-edge info`: what a build is."""
+
+import click
+
+from t1_edge.cli import options
+from t1_edge.cli.output import put_json
+
+
+@click.command()
+@click.argument("build")
+@options.as_json
+def info(build: str, as_json: bool) -> None:
+    """Say what BUILD (a directory, or a name in the cache) is.
+
+    Sizes are checked, hashes are not: that is `t1-edge verify`.
+    """
+    import msgspec
+
+    from t1_edge.build import Build
+    from t1_edge.cache import find_build
+
+    opened = Build(find_build(build))
+    manifest = opened.manifest
+    if as_json:
+        put_json({"path": str(opened.path)} | msgspec.to_builtins(manifest))
+        return
+    decoder, found = manifest.decoder, manifest.verification
+    click.echo(f"{manifest.name}  {opened.path}")
+    click.echo(f"source       {manifest.source.id} ({manifest.source.licence})")
+    click.echo(f"decoder      {decoder.family}, {decoder.layers} blocks, {decoder.hidden} wide")
+    click.echo(f"profile      {manifest.profile}  {manifest.encodings}")
+    click.echo(f"budget       {manifest.contract.budget} tokens")
+    click.echo(f"fingerprint  {manifest.fingerprint}")
+    for format in manifest.formats:
+        figures = found.engines[format]
+        click.echo(
+            f"{format:<12} {opened.size(format) / 2**20:,.0f} MiB, cosine to the float reference "
+            f"{figures.cosine_mean:.4f} (worst {figures.cosine_min:.4f})"
+        )

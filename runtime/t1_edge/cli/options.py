@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+import click
+
+build = click.option(
+    "--build",
+    "build",
+    required=True,
+    metavar="NAME|DIR",
+    help="A build's directory, or its name in the cache.",
+)
+engine = click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnx", "gguf"]),
+    default="auto",
+    show_default=True,
+    help="Which of the build's formats to run.",
+)
+device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "metal"]),
+    default="auto",
+    show_default=True,
+    help="Where to run it; a device that cannot run is an error.",
+)
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads.  [default: those the process may use]",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Put data alone on stdout, as JSON.")

@@ -1,0 +1,269 @@
+"""The encoder: text in, vectors out. What an app embeds."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from t1_edge.build import TOKENIZER, Build
+from t1_edge.cache import find_build
+from t1_edge.contract import Codec, Row
+from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
+from t1_edge.engines.select import Device, EngineChoice, open_engine
+from t1_edge.errors import EngineError, InputError
+from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
+from t1_edge.thinking import think
+from t1_edge.tokenization import TextTokenizer
+
+_BATCH_TOKENS: Final = 4096  # padded tokens of a batch: bounds the KV cache that it needs
+_BATCH_ROWS: Final = 64
+
+
+class Encoder:
+    """A build, opened by an engine. Calls from several threads take turns.
+
+    Most callers use `Encoder.load`.
+
+    Args:
+        codec: Text to token rows.
+        engine: Token rows to hidden states; closed with the encoder.
+        fingerprint: Of the build; vectors of different fingerprints do not compare.
+        hidden: Dimensions of a vector.
+    """
+
+    def __init__(self, codec: Codec, engine: Engine, *, fingerprint: str, hidden: int) -> None:
+        self.codec = codec
+        self.fingerprint = fingerprint
+        self.hidden = hidden
+        self._engine = engine
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        build: str | Path,
+        *,
+        engine: EngineChoice = "auto",
+        device: Device = "auto",
+        threads: int | None = None,
+    ) -> "Encoder":
+        """Open a build.
+
+        Args:
+            build: A path, or the name of a build in the cache.
+            engine: Which of the build's formats to run.
+            device: Where to run it; one that cannot run is an error.
+            threads: CPU threads; those the process may use if None.
+
+        Raises:
+            BuildError: If the build is damaged or lacks the format.
+            CacheError: If there is no such build.
+            DeviceError: If the device cannot run here.
+            EngineError: If the build's golden vectors do not come out on this engine.
+            MissingExtraError: If the engine's library is not installed.
+        """
+        from t1_edge.golden import check_once
+
+        opened = Build(find_build(build))
+        manifest = opened.manifest
+        codec = Codec(manifest.contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
+        running = open_engine(opened, engine=engine, device=device, threads=threads)
+        try:
+            check_once(opened, running)
+        except BaseException:
+            running.close()
+            raise
+        hidden = manifest.decoder.hidden
+        return cls(codec, running, fingerprint=manifest.fingerprint, hidden=hidden)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs, and on which device."""
+        return self._engine.info
+
+    def encode_query(
+        self, text: str, *, budget: int | None = None, deadline: float | None = None
+    ) -> QueryEmbedding:
+        """Think about a query, then embed it.
+
+        Args:
+            text: The query. Special tokens in it are plain text; empty text is allowed.
+            budget: Most tokens of the thought; the contract's if None, no thought if 0.
+            deadline: Seconds from the call after which the thought is forced shut.
+
+        Raises:
+            InputError: If the text holds a lone surrogate, or the budget is negative.
+            EngineError: If the engine fails, or the vector is not one.
+        """
+        return self.encode_queries([text], budget=budget, deadline=deadline)[0]
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        budget: int | None = None,
+        deadline: float | None = None,
+        batch_size: int = 8,
+    ) -> list[QueryEmbedding]:
+        """Think about several queries at once; see `encode_query`.
+
+        Args:
+            texts: The queries.
+            budget: Most tokens of each thought.
+            deadline: Seconds from the call, for all queries together.
+            batch_size: Queries that share each pass over the weights.
+        """
+        budget = self.codec.contract.budget if budget is None else budget
+        if budget < 0:
+            raise InputError(f"budget must be 0 or more tokens, not {budget}")
+        until = None if deadline is None else time.monotonic() + deadline
+        rows = [self.codec.query(text) for text in texts]
+        embedded: list[QueryEmbedding] = []
+        for at in range(0, len(rows), batch_size):
+            embedded += self._think_then_embed(rows[at : at + batch_size], budget, until)
+        return embedded
+
+    def encode_documents(self, texts: Sequence[str]) -> Float32Array:
+        """Embed documents, none of which may be longer than the contract allows.
+
+        Args:
+            texts: The documents.
+
+        Returns:
+            float32 [n, d], L2-normalised rows in the order of the texts.
+
+        Raises:
+            InputError: If a text is over the limit (`embed_documents` can cut it and say so), or
+                holds a lone surrogate.
+            EngineError: If the engine fails, or a vector is not one.
+        """
+        return self.embed_documents(texts).vectors
+
+    def embed_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> DocumentEmbeddings:
+        """Embed documents, and say what was cut.
+
+        A vector does not depend on what else is in `texts`, nor on its order.
+
+        Args:
+            texts: The documents. Special tokens in them are plain text.
+            truncate: Cut texts over the limit instead of raising.
+            progress: Called with the number of documents that a finished batch held.
+
+        Raises:
+            InputError: If a text is over the limit and `truncate` is off, or holds a lone
+                surrogate.
+            EngineError: If the engine fails, or a vector is not one.
+        """
+        began = time.monotonic()
+        rows = [self.codec.document(text) for text in texts]
+        if not truncate:
+            self._refuse_long(rows)
+        vectors = np.empty((len(rows), self.hidden), np.float32)
+        for batch in _batches(rows):
+            vectors[batch] = self._embed([rows[at].tokens for at in batch])
+            if progress is not None:
+                progress(len(batch))
+        return DocumentEmbeddings(
+            vectors=vectors,
+            truncated=np.array([row.truncated for row in rows], np.bool_),
+            tokens=np.array([len(row.tokens) + 1 for row in rows], np.int32),
+            seconds=time.monotonic() - began,
+            engine=self.info,
+        )
+
+    def close(self) -> None:
+        """Free the engine. The encoder cannot be used afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _think_then_embed(
+        self, rows: Sequence[Row], budget: int, until: float | None
+    ) -> list[QueryEmbedding]:
+        with self._turn:
+            clock = [time.monotonic()]
+            tokens = [row.tokens for row in rows]
+            with closing(self._engine.start(tokens, room=budget + 2)) as session:
+                if budget:
+                    session.logits()
+                clock.append(time.monotonic())
+                thoughts = think(session, len(rows), self.codec, budget=budget, deadline=until)
+                clock.append(time.monotonic())
+                vectors = self._read(session)
+            clock.append(time.monotonic())
+        timings = _timings(clock)
+        return [
+            QueryEmbedding(
+                vector=vector,
+                thought=self.codec.thought_text(thought.tokens),
+                thought_tokens=thought.tokens,
+                stopped_by=thought.stopped_by,
+                truncated=row.truncated,
+                prompt_tokens=len(row.tokens),
+                timings=timings,
+                engine=self.info,
+            )
+            for row, thought, vector in zip(rows, thoughts, vectors, strict=True)
+        ]
+
+    def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
+        with self._turn, closing(self._engine.start(rows, room=1)) as session:
+            return self._read(session)
+
+    def _read(self, session: Session) -> Float32Array:
+        return normalised(session.peek(self.codec.emb), self.info)
+
+    def _refuse_long(self, rows: Sequence[Row]) -> None:
+        long = [at for at, row in enumerate(rows) if row.truncated]
+        if long:
+            limit = self.codec.contract.max_document_tokens
+            raise InputError(
+                f"{len(long)} of {len(rows)} documents have more than {limit} tokens, the first "
+                f"is number {long[0]}: split them, or call embed_documents(..., truncate=True)"
+            )
+
+
+def normalised(hidden: Float32Array, info: EngineInfo) -> Float32Array:
+    """Hidden states float32 [n, d] as unit vectors.
+
+    Raises:
+        EngineError: If a row is not finite, or is all zeros.
+    """
+    norms = np.linalg.norm(hidden, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or not norms.all():
+        raise EngineError(f"{info.library} on {info.device} gave a vector that is NaN or zero")
+    return np.asarray(hidden / norms, np.float32)
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Indices of rows that run together: of like length, so that little is padded."""
+    batch: list[int] = []
+    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
+        longest = len(rows[at].tokens) + 1
+        if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * longest > _BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def _timings(clock: Sequence[float]) -> Timings:
+    prefill, thinking, embedding = (b - a for a, b in itertools.pairwise(clock))
+    total = clock[-1] - clock[0]
+    return Timings(prefill=prefill, thinking=thinking, embedding=embedding, total=total)

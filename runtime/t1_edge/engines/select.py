@@ -1,0 +1,101 @@
+"""Which engine drives a build, and on what. An asked-for device that cannot run is an error."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal
+
+from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, Build, Decoder, Format
+from t1_edge.engines.base import Engine
+from t1_edge.errors import BuildError, DeviceError, MissingExtraError
+
+EngineChoice = Literal["auto", "onnx", "gguf"]
+Device = Literal["auto", "cpu", "cuda", "metal"]
+
+_PACKAGES: Final[dict[Format, tuple[str, str, str]]] = {
+    "onnx": ("onnxruntime", "onnxruntime", "cpu"),
+    "gguf": ("llama_cpp", "llama-cpp-python", "gguf"),
+}
+"""Module, distribution and extra of each format's engine, the preferred one first."""
+
+
+def open_engine(
+    build: Build,
+    *,
+    engine: EngineChoice = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+) -> Engine:
+    """Open a build.
+
+    Args:
+        build: The build.
+        engine: Which format to drive; "auto" takes the first that the build holds and whose
+            library is installed.
+        device: "auto" and "cpu" run on the CPU; this version drives nothing else.
+        threads: CPU threads; those the process may use if None.
+
+    Raises:
+        BuildError: If the build does not hold the format.
+        DeviceError: If the device cannot run here.
+        MissingExtraError: If no library is installed that could drive the build.
+    """
+    if device not in ("auto", "cpu"):
+        raise DeviceError(f"device {device!r} cannot run: this version of t1-edge drives the CPU")
+    manifest = build.manifest
+    return open_format(build.path, _choose(build, engine), manifest.decoder, threads=threads)
+
+
+def open_format(
+    directory: Path, format: Format, decoder: Decoder, *, threads: int | None = None
+) -> Engine:
+    """Open one format's files, whether or not they are part of a build yet.
+
+    Raises:
+        EngineError: If the library refuses the files.
+        MissingExtraError: If the library is not installed.
+    """
+    threads = threads or available_threads()
+    if format == "onnx":
+        from t1_edge.engines.onnx import OnnxEngine
+
+        return OnnxEngine(directory / ONNX_GRAPH, decoder, threads=threads)
+    from t1_edge.engines.llama import LlamaEngine
+
+    return LlamaEngine(directory / GGUF_MODEL, decoder, threads=threads)
+
+
+def require(format: Format) -> None:
+    """Check that the library which drives a format is installed.
+
+    Raises:
+        MissingExtraError: If it is not.
+    """
+    module, distribution, extra = _PACKAGES[format]
+    if find_spec(module) is None:
+        raise MissingExtraError(distribution, extra)
+
+
+def installed_formats(build: Build) -> list[Format]:
+    """The formats of a build whose library is installed, the preferred one first."""
+    formats = [format for format in _PACKAGES if format in build.manifest.formats]
+    return [format for format in formats if find_spec(_PACKAGES[format][0]) is not None]
+
+
+def available_threads() -> int:
+    """CPU threads that this process may use; containers and affinity masks are respected."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _choose(build: Build, engine: EngineChoice) -> Format:
+    held = build.manifest.formats
+    if engine != "auto":
+        if engine not in held:
+            raise BuildError(f"{build.path} holds {', '.join(held)}, not {engine}: export it again")
+        return engine
+    installed = installed_formats(build)
+    if not installed:
+        require(held[0])
+    return installed[0]

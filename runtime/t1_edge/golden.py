@@ -1,0 +1,141 @@
+"""Golden vectors: what the float reference said, against what an engine says here.
+
+golden.npz holds whole rows, `emb_token` included, so that checking them needs no tokenizer, no
+thinking and no luck: the same tokens go in, and the vector must come out. It is read without
+pickle. Its arrays: `tokens` int32 [total], `offsets` int64 [n + 1] into them, `vectors` float32
+[n, d], `texts` and `thoughts` str [n], `roles` str [n] ("query" or "document").
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import GOLDEN, MANIFEST, Build
+from t1_edge.cache import cache_dir
+from t1_edge.engines.base import Engine, Float32Array
+from t1_edge.errors import BuildError, EngineError
+
+_AT_LOAD: Final = 4
+"""Rows that are checked when a build first meets an engine; `t1-edge verify` checks all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Golden rows and the float reference's vectors for them.
+
+    Attributes:
+        rows: Token ids, each ending in `emb_token`.
+        vectors: float32 [n, d], L2-normalised.
+        texts: The texts that the rows were made of.
+        thoughts: The thoughts in them, as text; "" for documents.
+        roles: "query" or "document".
+    """
+
+    rows: Sequence[Sequence[int]]
+    vectors: Float32Array
+    texts: Sequence[str]
+    thoughts: Sequence[str]
+    roles: Sequence[str]
+
+    def save(self, path: Path) -> None:
+        """Write golden.npz."""
+        offsets = np.cumsum([0, *map(len, self.rows)], dtype=np.int64)
+        np.savez(
+            path,
+            tokens=np.concatenate([np.array(row, np.int32) for row in self.rows]),
+            offsets=offsets,
+            vectors=self.vectors,
+            texts=np.array(self.texts),
+            thoughts=np.array(self.thoughts),
+            roles=np.array(self.roles),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Golden":
+        """Read golden.npz.
+
+        Raises:
+            BuildError: If it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                rows = np.split(file["tokens"], file["offsets"][1:-1])
+                return cls(
+                    rows=[row.tolist() for row in rows],
+                    vectors=file["vectors"],
+                    texts=file["texts"].tolist(),
+                    thoughts=file["thoughts"].tolist(),
+                    roles=file["roles"].tolist(),
+                )
+        except Exception as e:  # a damaged archive raises whatever its decompressor raises
+            raise BuildError(f"{path} is damaged: {e}") from e
+
+
+def run_rows(engine: Engine, rows: Sequence[Sequence[int]]) -> Float32Array:
+    """Unit vectors float32 [n, d] of whole rows, `emb_token` being the last token of each."""
+    with closing(engine.start([row[:-1] for row in rows], room=1)) as session:
+        hidden = session.peek(rows[0][-1])
+    return np.asarray(hidden / np.linalg.norm(hidden, axis=1, keepdims=True), np.float32)
+
+
+def cosines(vectors: Float32Array, others: Float32Array) -> NDArray[np.float64]:
+    """Cosine of each pair of unit vectors, float64 [n]."""
+    return (vectors.astype(np.float64) * others).sum(axis=1)
+
+
+def check(build: Build, engine: Engine, *, rows: int | None = None) -> float:
+    """Compare an engine with a build's golden vectors.
+
+    Args:
+        build: The build.
+        engine: Opened on it.
+        rows: How many golden rows to run; all if None.
+
+    Returns:
+        The worst cosine found.
+
+    Raises:
+        EngineError: If it is below the build's floor for the format, or not a number.
+    """
+    info = engine.info
+    golden = Golden.load(build.file(GOLDEN))
+    floor = build.manifest.verification.engines[info.engine].floor
+    worst = float(cosines(run_rows(engine, golden.rows[:rows]), golden.vectors[:rows]).min())
+    if not worst >= floor:
+        raise EngineError(
+            f"{build.path} does not give its golden vectors with {info.library} on {info.device}: "
+            f"worst cosine {worst:.4f}, must be {floor:.4f}; run t1-edge verify on it, and "
+            "export it again if its files are damaged"
+        )
+    return worst
+
+
+def check_once(build: Build, engine: Engine) -> None:
+    """Check a few golden rows the first time that these files meet this engine and device.
+
+    Raises:
+        EngineError: See `check`.
+    """
+    mark = cache_dir() / "checked" / _key(build, engine)
+    if mark.exists():
+        return
+    worst = check(build, engine, rows=_AT_LOAD)
+    # A cache that cannot be written costs a second check, nothing else.
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{build.path.resolve()} {worst:.6f}\n", encoding="utf-8")
+
+
+def _key(build: Build, engine: Engine) -> str:
+    """Changes with the manifest, with any file's time, and with what runs it."""
+    times = [build.file(name).stat().st_mtime_ns for name in build.manifest.files]
+    where = [str(build.path.resolve()), engine.info.library, engine.info.device]
+    manifest = (build.path / MANIFEST).read_bytes()
+    return hashlib.sha256(manifest + json.dumps([times, where]).encode()).hexdigest()[:32]

@@ -1,0 +1,70 @@
+"""What comes back from an encoder."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.thinking import StopReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Where a query's time went, in seconds; of its whole batch where several ran together.
+
+    Attributes:
+        prefill: Reading the query, up to the first logits. 0 with budget 0.
+        thinking: Writing the thought, the first logits not included.
+        embedding: Closing the thought and reading the vector; reading the query with budget 0.
+        total: From the call to the vector.
+    """
+
+    prefill: float
+    thinking: float
+    embedding: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryEmbedding:
+    """A query's vector, and how it came about.
+
+    Attributes:
+        vector: float32 [d], L2-normalised.
+        thought: What the model wrote, as text.
+        thought_tokens: The same as token ids.
+        stopped_by: What ended the thought.
+        truncated: Whether the text was cut to the contract's `max_query_tokens`.
+        prompt_tokens: Tokens of the query row before the thought.
+        timings: Where the time went.
+        engine: What ran, and on which device.
+    """
+
+    vector: Float32Array
+    thought: str
+    thought_tokens: tuple[int, ...]
+    stopped_by: StopReason
+    truncated: bool
+    prompt_tokens: int
+    timings: Timings
+    engine: EngineInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentEmbeddings:
+    """Documents' vectors, and what was cut.
+
+    Attributes:
+        vectors: float32 [n, d], L2-normalised rows in the order of the texts.
+        truncated: bool [n], whether a text was cut to the contract's `max_document_tokens`.
+        tokens: int32 [n], length of each row, `emb_token` included.
+        seconds: From the call to the vectors.
+        engine: What ran, and on which device.
+    """
+
+    vectors: Float32Array
+    truncated: NDArray[np.bool_]
+    tokens: NDArray[np.int32]
+    seconds: float
+    engine: EngineInfo

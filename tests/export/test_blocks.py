@@ -1,0 +1,105 @@
+"""The block formats: error of the scale search, round trips, and ggml as the judge."""
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from t1_edge_export.containers import Slab
+from t1_edge_export.decoder import TensorSpec
+from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0
+
+Float32Array = NDArray[np.float32]
+
+
+def _q4_0(weights: Float32Array, importance: Float32Array | None = None) -> Float32Array:
+    codes, scales = quantize_q4_0(weights, importance)
+    spec = TensorSpec(name="w", shape=weights.shape, role="linear")
+    return dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
+
+
+def _q8_0(weights: Float32Array) -> Float32Array:
+    codes, scales = quantize_q8_0(weights)
+    spec = TensorSpec(name="w", shape=weights.shape, role="embedding")
+    return dequantize(Slab(spec=spec, encoding="q8_0", start=0, codes=codes, scales=scales))
+
+
+def _plain_q4_0(weights: Float32Array) -> Float32Array:
+    """ggml's own rounding, through the gguf package."""
+    packed = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q4_0)
+    return np.asarray(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_0))
+
+
+@pytest.fixture(params=["normal", "heavy-tailed", "sparse"])
+def weights(request: pytest.FixtureRequest) -> Float32Array:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((64, 256))
+    if request.param == "heavy-tailed":
+        values = random.standard_t(3, (64, 256))
+    if request.param == "sparse":
+        values *= random.random(values.shape) < 0.1
+    return (values * 0.02).astype(np.float32)
+
+
+def test_search_beats_plain_rounding_in_every_block(weights: Float32Array) -> None:
+    ours = ((_q4_0(weights) - weights) ** 2).reshape(-1, 32).sum(axis=1)
+    plain = ((_plain_q4_0(weights) - weights) ** 2).reshape(-1, 32).sum(axis=1)
+    rounding = 1e-6 * (weights**2).reshape(-1, 32).sum(axis=1)  # of the stored float16 scale
+    assert (ours <= plain + rounding).all()
+    assert ours.sum() < 0.95 * plain.sum()
+
+
+def test_importance_lowers_the_weighted_error(weights: Float32Array) -> None:
+    importance = np.random.default_rng(1).gamma(0.3, size=weights.shape[1]).astype(np.float32)
+    with_it = importance * (_q4_0(weights, importance) - weights) ** 2
+    without = importance * (_q4_0(weights) - weights) ** 2
+    assert with_it.sum() < without.sum()
+
+
+def test_importance_of_ones_changes_nothing(weights: Float32Array) -> None:
+    ones = np.ones(weights.shape[1], np.float32)
+    np.testing.assert_array_equal(_q4_0(weights, ones), _q4_0(weights))
+
+
+def test_q8_0_is_ggmls(weights: Float32Array) -> None:
+    packed = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
+    theirs = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+    step = np.abs(weights).reshape(64, -1, 32).max(axis=-1).repeat(32, axis=-1) / 127
+    assert (np.abs(_q8_0(weights) - theirs) <= step * 1.01).all()
+    error, their_error = ((x - weights) ** 2 for x in (_q8_0(weights), theirs))
+    assert error.sum() <= their_error.sum() * 1.001
+
+
+def test_what_is_on_the_grid_stays() -> None:
+    random = np.random.default_rng(2)
+    scales = np.float16(random.uniform(0.001, 0.1, (16, 4))).astype(np.float32)
+    codes = random.integers(-127, 128, (16, 4, 32))
+    codes[..., 0] = 127
+    weights = (codes * scales[..., None]).reshape(16, 128).astype(np.float32)
+    np.testing.assert_array_equal(_q8_0(weights), weights)
+
+
+_blocks = hnp.arrays(
+    np.float32,
+    (2, 64),
+    elements=st.floats(-100, 100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3),
+)
+
+
+@given(_blocks)
+@settings(deadline=None)
+def test_errors_are_bounded_by_the_step(weights: Float32Array) -> None:
+    largest = np.abs(weights).reshape(2, -1, 32).max(axis=-1).repeat(32, axis=-1)
+    assert (np.abs(_q8_0(weights) - weights) <= largest / 127 * 0.51 + 1e-6).all()
+    total = ((_q4_0(weights) - weights) ** 2).reshape(-1, 32).sum(axis=1)
+    bound = 32 * (largest.reshape(-1, 32)[:, 0] / 8 * 1.01) ** 2
+    assert (total <= bound + 1e-9).all()
+
+
+def test_zeros_stay_zeros() -> None:
+    zeros = np.zeros((1, 32), np.float32)
+    np.testing.assert_array_equal(_q4_0(zeros), zeros)
+    np.testing.assert_array_equal(_q8_0(zeros), zeros)
