@@ -81,3 +81,13 @@ def find_checkpoint(name_or_path: str) -> Path:
         f"no checkpoint {name_or_path!r}: no such file or folder, and not in the cache; "
         f"bring it with: t1-edge pull {name_or_path}"
     )
+
+
+def check_finite(weights: Float32Array, name: str, path: Path) -> None:
+    """Whether the weights of a tensor are numbers.
+
+    Raises:
+        CheckpointError: If one is NaN or infinite.
+    """
+    if not np.isfinite(weights).all():
+        raise CheckpointError(f"{path}: {name} holds weights that are NaN or infinite")

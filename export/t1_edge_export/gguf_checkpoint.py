@@ -1,0 +1,190 @@
+"""A GGUF file as a checkpoint: any block format, dequantized row by row."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder, Source, sha256_file
+from t1_edge.errors import CheckpointError, MissingExtraError
+from t1_edge_export.checkpoint import check_finite
+from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, TensorSpec, layer_name, tensors
+from t1_edge_export.gguf_tokenizer import GGUFTokenizer, tokenizer_json
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderTensor
+
+Float32Array = NDArray[np.float32]
+
+PARTS: Final[Mapping[str, str]] = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Hugging Face's name of a block's tensor to GGUF's."""
+
+
+def gguf_names(decoder: Decoder) -> dict[str, str]:
+    """Hugging Face's name of every tensor of a decoder to GGUF's."""
+    names = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight"}
+    for layer in range(decoder.layers):
+        for part, name in PARTS.items():
+            names[layer_name(layer, part)] = f"blk.{layer}.{name}.weight"
+    return names | {HEAD: "output.weight"}
+
+
+def rotated_heads(name: str, decoder: Decoder) -> int:
+    """How many heads of a tensor llama.cpp keeps in another row order; 0 if it does not.
+
+    Its Llama rotates neighbouring pairs of rows where Hugging Face's rotates the halves of a head.
+    """
+    if decoder.family != "llama":
+        return 0
+    heads = {"q_proj": decoder.heads, "k_proj": decoder.kv_heads}
+    return next((n for part, n in heads.items() if name.endswith(f"{part}.weight")), 0)
+
+
+class GGUFCheckpoint:
+    """A GGUF file. See `t1_edge_export.checkpoint.Checkpoint`.
+
+    Args:
+        path: The file; it stays mapped.
+
+    Raises:
+        CheckpointError: If it is not a whole GGUF of a known architecture.
+        MissingExtraError: If the gguf package is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reader = _open(path)
+        self._tensors: dict[str, ReaderTensor] = {t.name: t for t in self._reader.tensors}
+        self._decoder = self._read_decoder()
+        self._names = gguf_names(self._decoder)
+        for spec in tensors(self._decoder):
+            self._check_shape(spec)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The shape of the model."""
+        return self._decoder
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """The text of a tokenizer.json, rebuilt from the file's tokens and merges."""
+        model = self._field("tokenizer.ggml.model")
+        if model != "gpt2":
+            raise CheckpointError(f"{self._path}: its tokenizer is a {model!r}; known is 'gpt2'")
+        found = GGUFTokenizer(
+            pre=self._field("tokenizer.ggml.pre"),
+            tokens=self._field("tokenizer.ggml.tokens"),
+            token_types=self._field("tokenizer.ggml.token_type"),
+            merges=self._field("tokenizer.ggml.merges"),
+        )
+        return tokenizer_json(found)
+
+    @cached_property
+    def source(self) -> Source:
+        """What the file says of itself, and the hash of its bytes."""
+        parts = [self._field(f"general.{key}", "") for key in ("organization", "name")]
+        stored = self._tensors[self._names[layer_name(0, "mlp.down_proj")]].tensor_type.name
+        floats = stored in ("F32", "F16", "BF16")
+        return Source(
+            id="/".join(part for part in parts if part) or self._path.stem,
+            sha256=sha256_file(self._path),
+            licence=self._field("general.license", "unknown"),
+            note="" if floats else f"The checkpoint was {stored} already, and was dequantized.",
+        )
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a tensor, dequantized, in Hugging Face's order."""
+        tensor = self._tensors[self._names[name]]
+        heads = rotated_heads(name, self._decoder)
+        data = tensor.data[_stored_rows(heads, len(tensor.data))[start:stop]]
+        weights = _dequantize(data, tensor)
+        check_finite(weights, name, self._path)
+        return weights
+
+    def _read_decoder(self) -> Decoder:
+        family = self._field("general.architecture")
+        if family not in ("llama", "qwen3"):
+            raise CheckpointError(f"{self._path} is a {family!r}; known are 'llama' and 'qwen3'")
+        self._refuse_rope_scaling(family)
+
+        def get(key: str, *default: Any) -> Any:
+            return self._field(f"{family}.{key}", *default)
+
+        heads, hidden = get("attention.head_count"), get("embedding_length")
+        found = {
+            "family": family,
+            "hidden": hidden,
+            "layers": get("block_count"),
+            "heads": heads,
+            "kv_heads": get("attention.head_count_kv", heads),
+            "head_dim": get("attention.key_length", hidden // heads),
+            "intermediate": get("feed_forward_length"),
+            "vocabulary": len(self._field("tokenizer.ggml.tokens")),
+            "positions": get("context_length"),
+            "rope_theta": get("rope.freq_base", 10000.0),
+            "norm_epsilon": get("attention.layer_norm_rms_epsilon"),
+            "tied": "output.weight" not in self._tensors,
+        }
+        try:
+            return msgspec.convert(found, Decoder)
+        except msgspec.ValidationError as e:
+            raise CheckpointError(f"{self._path}: {e}") from e
+
+    def _refuse_rope_scaling(self, family: str) -> None:
+        kind = self._field(f"{family}.rope.scaling.type", "none")
+        if kind != "none" or "rope_freqs.weight" in self._tensors:
+            raise CheckpointError(f"{self._path} asks for rope scaling; only plain rope is written")
+
+    def _field(self, key: str, *default: Any) -> Any:
+        field = self._reader.get_field(key)
+        if field is None and not default:
+            raise CheckpointError(f"{self._path} has no {key!r}: it is not a decoder's GGUF")
+        return default[0] if field is None else field.contents()
+
+    def _check_shape(self, spec: TensorSpec) -> None:
+        name = self._names[spec.name]
+        if name not in self._tensors:
+            raise CheckpointError(f"{self._path} has no tensor {name}")
+        found = tuple(reversed(self._tensors[name].shape.tolist()))
+        if found != spec.shape:
+            raise CheckpointError(f"{self._path}: {name} is {found}, must be {spec.shape}")
+
+
+def _open(path: Path) -> "GGUFReader":
+    try:
+        import gguf
+    except ImportError as e:
+        raise MissingExtraError("gguf", "export") from e
+    try:
+        return gguf.GGUFReader(path)
+    except Exception as e:  # a damaged file fails wherever the reader's arithmetic leads it
+        raise CheckpointError(f"{path} is not a whole GGUF file: {e}") from e
+
+
+def _stored_rows(heads: int, rows: int) -> NDArray[np.int64]:
+    """Which stored row each of Hugging Face's rows is; see `rotated_heads`."""
+    if not heads:
+        return np.arange(rows)
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _dequantize(data: NDArray[Any], tensor: "ReaderTensor") -> Float32Array:
+    from gguf import quants
+
+    return np.array(quants.dequantize(data, tensor.tensor_type), np.float32)

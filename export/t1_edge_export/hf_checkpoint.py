@@ -1,0 +1,187 @@
+"""A Hugging Face folder as a checkpoint: config.json, tokenizer.json, safetensors.
+
+The safetensors format is read directly, since numpy has no bfloat16 and a slab of rows is all that
+is wanted: 8 bytes of header length, little-endian; a JSON header of names to dtype, shape and
+offsets; the data.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import TOKENIZER, Decoder, Source, sha256_file
+from t1_edge.errors import CheckpointError
+from t1_edge_export.checkpoint import check_finite
+from t1_edge_export.decoder import TensorSpec, decoder_from_config, tensors
+
+Float32Array = NDArray[np.float32]
+
+_SINGLE: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_WIDTHS: Final[Mapping[str, str]] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_LONGEST_HEADER: Final = 100_000_000  # the limit that the format's own library sets
+
+
+class _Index(msgspec.Struct, frozen=True):
+    weight_map: dict[str, str]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Where a tensor lies: `offset` in bytes from the file's start."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class HuggingFaceCheckpoint:
+    """A folder of safetensors. See `t1_edge_export.checkpoint.Checkpoint`.
+
+    Args:
+        folder: Holds config.json, tokenizer.json and the weights in one or several shards.
+
+    Raises:
+        CheckpointError: If something is missing, damaged or not supported.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config = _read_json(folder / "config.json")
+        self._decoder = decoder_from_config(self._config, str(folder / "config.json"))
+        self._shards = _find_shards(folder)
+        self._stored = {k: v for path in self._shards for k, v in _read_header(path).items()}
+        for spec in tensors(self._decoder):
+            self._check(spec)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The shape of the model."""
+        return self._decoder
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """The text of tokenizer.json."""
+        try:
+            return (self._folder / TOKENIZER).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise CheckpointError(f"{self._folder} has no readable {TOKENIZER}: {e}") from e
+
+    @cached_property
+    def source(self) -> Source:
+        """The folder's name for itself, and a hash over its shards' hashes."""
+        hashes = "".join(sha256_file(path) for path in self._shards)
+        return Source(
+            id=self._config.get("_name_or_path") or self._folder.resolve().name,
+            sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+            licence=_licence(self._folder / "README.md"),
+        )
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a tensor."""
+        stored = self._stored[name]
+        data = np.memmap(
+            stored.path, _WIDTHS[stored.dtype], "r", stored.offset, stored.shape or (1,)
+        )
+        weights = _to_float32(np.asarray(data[start:stop]), stored.dtype)
+        check_finite(weights, name, stored.path)
+        return weights
+
+    def _check(self, spec: TensorSpec) -> None:
+        if spec.name not in self._stored:
+            raise CheckpointError(f"{self._folder} has no tensor {spec.name}")
+        found = self._stored[spec.name]
+        if found.shape != spec.shape:
+            raise CheckpointError(
+                f"{found.path}: {spec.name} is {found.shape}, config.json says {spec.shape}"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{path} is damaged: {e}") from e
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        why = "; pickles are refused, since opening one runs its code" if pickles else ""
+        raise CheckpointError(f"{folder} has no {_SINGLE} and no {_INDEX}{why}")
+    index = msgspec.convert(_read_json(folder / _INDEX), _Index, strict=True)
+    names = sorted(set(index.weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / _INDEX} names a file outside the folder: {name!r}")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks the shard {name} that {_INDEX} names")
+    return [folder / name for name in names]
+
+
+def _read_header(path: Path) -> dict[str, _Stored]:
+    """Where each tensor of a safetensors file lies, checked against the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise CheckpointError(f"{path} is no whole safetensors file: its header is cut off")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = msgspec.convert(header, dict[str, _Entry])
+    except (ValueError, AttributeError, RecursionError) as e:
+        raise CheckpointError(f"{path} has a damaged header: {e}") from e
+    return {name: _place(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+
+
+def _place(path: Path, name: str, entry: _Entry, data: int, size: int) -> _Stored:
+    if entry.dtype not in _WIDTHS:
+        known = ", ".join(_WIDTHS)
+        raise CheckpointError(f"{path}: {name} is stored as {entry.dtype}; known are {known}")
+    begin, end = entry.data_offsets
+    count = 1
+    for dimension in entry.shape:
+        count *= dimension
+    bytes_ = count * np.dtype(_WIDTHS[entry.dtype]).itemsize
+    negative = min((begin, *entry.shape)) < 0
+    if negative or end - begin != bytes_ or data + end > size:
+        raise CheckpointError(f"{path} is damaged or cut off: {name} does not lie in the file")
+    return _Stored(path=path, dtype=entry.dtype, shape=entry.shape, offset=data + begin)
+
+
+def _to_float32(data: NDArray[Any], dtype: str) -> Float32Array:
+    if dtype == "BF16":  # the upper half of a float32
+        return (data.astype(np.uint32) << 16).view(np.float32)
+    return data.astype(np.float32)
+
+
+def _licence(card: Path) -> str:
+    """The licence that a model card's front matter names."""
+    if not card.is_file():
+        return "unknown"
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")]
+    return named[0] if named else "unknown"

@@ -1,0 +1,219 @@
+"""The float truth: a decoder's forward pass in numpy float32, a block's weights at a time.
+
+It shares no code with the graphs and files that it judges, and needs no torch; the tests hold it
+against transformers. Matrices multiply the tokens of all rows at once; attention goes row by row.
+
+Sources: RMS norm arXiv 1910.07467, rotary positions 2104.09864 (halves rotated, as in Llama and
+Qwen3), grouped queries 2305.13245, SwiGLU 2002.05202, normed queries and keys 2505.09388 (Qwen3).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, layer_name, layer_tensors
+
+Float32Array = NDArray[np.float32]
+
+_SLAB_ROWS: Final = 8192
+"""Rows of the head that are in memory at once."""
+
+
+class Reference:
+    """A checkpoint's forward pass.
+
+    Args:
+        checkpoint: The float weights. They are read again for every pass: memory holds one block.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._decoder = checkpoint.decoder
+
+    def hidden_states(self, rows: Sequence[Sequence[int]]) -> Float32Array:
+        """Hidden states after the final norm, at each row's last token.
+
+        Args:
+            rows: Token ids, one or more a row; rows may differ in length.
+
+        Returns:
+            float32 [rows, hidden].
+        """
+        return self._forward(rows, _empty_cache(self._decoder, len(rows)))
+
+    def greedy(
+        self, rows: Sequence[Sequence[int]], *, budget: int, stop: frozenset[int]
+    ) -> list[tuple[int, ...]]:
+        """Continue each row with the likeliest token, again and again.
+
+        Args:
+            rows: Token ids to continue.
+            budget: Most tokens that a row is continued by.
+            stop: Tokens that end a continuation, and are no part of it.
+
+        Returns:
+            Each row's continuation.
+        """
+        cache = _empty_cache(self._decoder, len(rows))
+        written: list[list[int]] = [[] for _ in rows]
+        chunk = {row: list(tokens) for row, tokens in enumerate(rows)}
+        for _ in range(budget):
+            hidden = self._forward(list(chunk.values()), [cache[row] for row in chunk])
+            best = dict(zip(chunk, self._best(hidden), strict=True))
+            chunk = {row: [token] for row, token in best.items() if token not in stop}
+            for row, tokens in chunk.items():
+                written[row] += tokens
+            if not chunk:
+                break
+        return [tuple(tokens) for tokens in written]
+
+    def logits(self, hidden: Float32Array) -> Float32Array:
+        """Scores of the next token, float32 [rows, vocabulary], from normed hidden states."""
+        name = EMBEDDING if self._decoder.tied else HEAD
+        size = self._decoder.vocabulary
+        read = partial(self._checkpoint.rows, name)
+        starts = range(0, size, _SLAB_ROWS)
+        slabs = [hidden @ read(at, min(at + _SLAB_ROWS, size)).T for at in starts]
+        return np.concatenate(slabs, axis=1)
+
+    def _best(self, hidden: Float32Array) -> list[int]:
+        best: list[int] = self.logits(hidden).argmax(axis=1).tolist()
+        return best
+
+    def _forward(self, chunks: Sequence[Sequence[int]], cache: Sequence["_Cache"]) -> Float32Array:
+        """Run a chunk of tokens behind what each row has in its cache, which grows by them."""
+        lengths = [len(chunk) for chunk in chunks]
+        starts = np.cumsum([0, *lengths])
+        pasts = [row.length for row in cache]
+        positions = [np.arange(past, past + n) for past, n in zip(pasts, lengths, strict=True)]
+        cosines, sines = _rotation(self._decoder, np.concatenate(positions))
+        states = self._embed([token for chunk in chunks for token in chunk])
+        for layer in range(self._decoder.layers):
+            block = _Block(self._decoder, self._checkpoint, layer)
+            query, key, value = block.project(states)
+            query, key = (_rotate(heads, cosines, sines) for heads in (query, key))
+            mixed = [
+                row.attend(layer, query[a:b], key[a:b], value[a:b])
+                for row, (a, b) in zip(cache, pairwise(starts.tolist()), strict=True)
+            ]
+            states = block.finish(states, np.concatenate(mixed))
+        last = states[starts[1:] - 1]
+        norm = self._checkpoint.rows(FINAL_NORM, 0, self._decoder.hidden)
+        return _rms_norm(last, norm, self._decoder.norm_epsilon)
+
+    def _embed(self, tokens: Sequence[int]) -> Float32Array:
+        """Rows of the embedding, float32 [tokens, hidden]; each distinct one is read once."""
+        distinct, which = np.unique(np.array(tokens), return_inverse=True)
+        read = [self._checkpoint.rows(EMBEDDING, at, at + 1) for at in distinct.tolist()]
+        return np.concatenate(read)[which]
+
+
+class _Cache:
+    """One row's keys and values, float32 [length, kv_heads, head_dim] for each block."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        nothing = np.empty((0, decoder.kv_heads, decoder.head_dim), np.float32)
+        self._keys = [nothing] * decoder.layers
+        self._values = [nothing] * decoder.layers
+
+    @property
+    def length(self) -> int:
+        """Tokens that every block has seen."""
+        return len(self._keys[-1])
+
+    def attend(
+        self, layer: int, query: Float32Array, key: Float32Array, value: Float32Array
+    ) -> Float32Array:
+        """Add keys and values, and mix the values that each query may see.
+
+        Args:
+            layer: The block.
+            query: Rotated, [chunk, heads, head_dim].
+            key: Rotated, [chunk, kv_heads, head_dim].
+            value: [chunk, kv_heads, head_dim].
+
+        Returns:
+            float32 [chunk, heads * head_dim].
+        """
+        keys = self._keys[layer] = np.concatenate([self._keys[layer], key])
+        values = self._values[layer] = np.concatenate([self._values[layer], value])
+        chunk, heads, width = query.shape
+        grouped = query.reshape(chunk, keys.shape[1], -1, width)
+        scores = np.einsum("qkgd,tkd->kgqt", grouped, keys, optimize=True)
+        scores *= np.float32(width**-0.5)
+        past = len(keys) - chunk
+        hidden = np.arange(len(keys)) > past + np.arange(chunk)[:, None]
+        scores = np.where(hidden, np.float32(-np.inf), scores)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("kgqt,tkd->qkgd", weights, values, optimize=True)
+        return mixed.reshape(chunk, heads * width)
+
+
+class _Block:
+    """One decoder block with its weights in memory."""
+
+    def __init__(self, decoder: Decoder, checkpoint: Checkpoint, layer: int) -> None:
+        self._decoder = decoder
+        self._weights = {
+            spec.name: checkpoint.rows(spec.name, 0, spec.shape[0])
+            for spec in layer_tensors(decoder, layer)
+        }
+        self._name = partial(layer_name, layer)
+
+    def project(self, states: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """Queries [tokens, heads, head_dim], keys and values [tokens, kv_heads, head_dim]."""
+        normed = self._norm(states, "input_layernorm")
+        shape = (len(states), -1, self._decoder.head_dim)
+        query, key, value = (
+            self._multiply(normed, f"self_attn.{which}_proj").reshape(shape) for which in "qkv"
+        )
+        if self._decoder.qk_norm:
+            query = self._norm(query, "self_attn.q_norm")
+            key = self._norm(key, "self_attn.k_norm")
+        return query, key, value
+
+    def finish(self, states: Float32Array, mixed: Float32Array) -> Float32Array:
+        """The residual stream after attention's output and the MLP, [tokens, hidden]."""
+        states = states + self._multiply(mixed, "self_attn.o_proj")
+        normed = self._norm(states, "post_attention_layernorm")
+        gate = self._multiply(normed, "mlp.gate_proj")
+        with np.errstate(over="ignore"):  # far below 0, SiLU is x / inf
+            gate /= 1 + np.exp(-gate)
+        gate *= self._multiply(normed, "mlp.up_proj")
+        return states + self._multiply(gate, "mlp.down_proj")
+
+    def _multiply(self, values: Float32Array, part: str) -> Float32Array:
+        return values @ self._weights[self._name(part)].T
+
+    def _norm(self, values: Float32Array, part: str) -> Float32Array:
+        return _rms_norm(values, self._weights[self._name(part)], self._decoder.norm_epsilon)
+
+
+def _empty_cache(decoder: Decoder, rows: int) -> list[_Cache]:
+    return [_Cache(decoder) for _ in range(rows)]
+
+
+def _rms_norm(values: Float32Array, weight: Float32Array, epsilon: float) -> Float32Array:
+    square = np.mean(values * values, axis=-1, keepdims=True)
+    return values / np.sqrt(square + np.float32(epsilon)) * weight
+
+
+def _rotation(decoder: Decoder, positions: NDArray[np.int64]) -> tuple[Float32Array, Float32Array]:
+    """Cosines and sines, float32 [tokens, 1, head_dim / 2]; angles in float64."""
+    exponents = np.arange(0, decoder.head_dim, 2) / decoder.head_dim
+    angles = positions[:, None, None] * decoder.rope_theta**-exponents
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _rotate(heads: Float32Array, cosines: Float32Array, sines: Float32Array) -> Float32Array:
+    """Rotate the halves of each head, [tokens, n, head_dim]."""
+    first, second = np.split(heads, 2, axis=-1)
+    turned = [first * cosines - second * sines, second * cosines + first * sines]
+    return np.concatenate(turned, axis=-1)

@@ -1,0 +1,93 @@
+"""Tokens that a checkpoint lacks: new rows of its embedding, at the mean of the others."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder, Source
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import EMBEDDING, HEAD
+
+Float32Array = NDArray[np.float32]
+
+_SLAB_ROWS: Final = 8192
+
+
+def with_tokens(checkpoint: Checkpoint, tokens: Sequence[str]) -> Checkpoint:
+    """A checkpoint that has these special tokens.
+
+    A missing token takes the first free id behind the tokenizer's. Embeddings are often padded
+    beyond it; then the id's row exists and is replaced, otherwise the embedding grows.
+
+    Args:
+        checkpoint: The float weights.
+        tokens: Spellings, such as "<emb_token>".
+
+    Returns:
+        The checkpoint itself if it lacks none of them.
+    """
+    definition = json.loads(checkpoint.tokenizer)
+    known = {added["content"] for added in definition["added_tokens"]}
+    ids = [*definition["model"]["vocab"].values(), *(t["id"] for t in definition["added_tokens"])]
+    first = max(ids) + 1
+    missing = [token for token in dict.fromkeys(tokens) if token not in known]
+    if not missing:
+        return checkpoint
+    added = {first + at: token for at, token in enumerate(missing)}
+    definition["added_tokens"] += [_added_token(at, token) for at, token in added.items()]
+    text = json.dumps(definition, ensure_ascii=False)
+    return _Extended(base=checkpoint, tokenizer=text, first=first, count=len(missing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Extended:
+    """A checkpoint whose rows [first, first + count) of embedding and head are the mean row."""
+
+    base: Checkpoint
+    tokenizer: str
+    first: int
+    count: int
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        rows = max(self.base.decoder.vocabulary, self.first + self.count)
+        return msgspec.structs.replace(self.base.decoder, vocabulary=rows)
+
+    @property
+    def source(self) -> Source:
+        return self.base.source
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        if name not in (EMBEDDING, HEAD):
+            return self.base.rows(name, start, stop)
+        held = min(stop, self.base.decoder.vocabulary)
+        weights = np.empty((stop - start, self.decoder.hidden), np.float32)
+        if start < held:
+            weights[: held - start] = self.base.rows(name, start, held)
+        new = slice(max(self.first, start) - start, max(self.first + self.count, start) - start)
+        weights[new] = self._means[name]
+        return weights
+
+    @cached_property
+    def _means(self) -> Mapping[str, Float32Array]:
+        names = [EMBEDDING] if self.base.decoder.tied else [EMBEDDING, HEAD]
+        return {name: self._mean(name) for name in names}
+
+    def _mean(self, name: str) -> Float32Array:
+        """Mean of the rows that belong to tokens, float32 [hidden]; padding is left out."""
+        total = np.zeros(self.base.decoder.hidden)
+        for start in range(0, self.first, _SLAB_ROWS):
+            stop = min(start + _SLAB_ROWS, self.first)
+            total += self.base.rows(name, start, stop).sum(axis=0, dtype=np.float64)
+        return (total / self.first).astype(np.float32)
+
+
+def _added_token(at: int, token: str) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": at, "content": token, **flags, "special": True}
