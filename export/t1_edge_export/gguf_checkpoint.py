@@ -112,7 +112,7 @@ class GGUFCheckpoint:
         """Rows [start, stop) of a tensor, dequantized, in Hugging Face's order."""
         tensor = self._tensors[self._names[name]]
         heads = rotated_heads(name, self._decoder)
-        data = tensor.data[_stored_rows(heads, len(tensor.data))[start:stop]]
+        data = tensor.data[stored_rows(heads, len(tensor.data))[start:stop]]
         weights = _dequantize(data, tensor)
         check_finite(weights, name, self._path)
         return weights
@@ -177,11 +177,18 @@ def _open(path: Path) -> "GGUFReader":
         raise CheckpointError(f"{path} is not a whole GGUF file: {e}") from e
 
 
-def _stored_rows(heads: int, rows: int) -> NDArray[np.int64]:
-    """Which stored row each of Hugging Face's rows is; see `rotated_heads`."""
+def stored_rows(heads: int, rows: int, *, inverse: bool = False) -> NDArray[np.int64]:
+    """Which stored row each of Hugging Face's rows is, int64 [rows]; see `rotated_heads`.
+
+    Args:
+        heads: Heads whose rows are reordered; 0 for a tensor that is stored as it is.
+        rows: Rows of the tensor.
+        inverse: Which of Hugging Face's rows each stored row is, instead.
+    """
     if not heads:
         return np.arange(rows)
-    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    halves = (heads, 2, -1) if inverse else (heads, -1, 2)
+    return np.arange(rows).reshape(halves).swapaxes(1, 2).reshape(-1)
 
 
 def _dequantize(data: NDArray[Any], tensor: "ReaderTensor") -> Float32Array:
