@@ -157,7 +157,6 @@ class LlamaEngine:
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True
         parameters.no_perf = True
-        parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
             self._cells = 0
