@@ -9,12 +9,13 @@ import msgspec
 from t1_edge.contract import Contract
 from t1_edge.errors import ContractError
 
-# An instruct model that was never trained to embed. Its thought continues a chat turn that asks for
-# keywords; its vector is whatever it holds at a token that it has never seen.
+# For an instruct model that was never trained to embed: its thought goes on with a list of keywords
+# that the turn has begun, and its vector is whatever it holds at a token that it has never seen.
 _CHAT: Final = Contract(
-    query="<|im_start|>user\nWhich words would a text use that answers this? {text}<|im_end|>\n"
-    "<|im_start|>assistant\n",
-    document="<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n",
+    query="<|im_start|>user\nList keywords of a text that answers this question: {text}<|im_end|>\n"
+    "<|im_start|>assistant\nKeywords:",
+    document="<|im_start|>user\nList keywords of this text: {text}<|im_end|>\n"
+    "<|im_start|>assistant\nKeywords:",
     stop=("<|im_end|>", "<|endoftext|>"),
 )
 

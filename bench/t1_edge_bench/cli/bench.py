@@ -1,0 +1,157 @@
+"""`t1-edge bench`: what a build finds, and what it costs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from t1_edge.cli import options
+from t1_edge.cli.output import progress, put_json, say
+
+if TYPE_CHECKING:
+    from t1_edge_bench.latency import LatencyRow
+    from t1_edge_bench.quality import QualityRow
+
+
+class _Budgets(click.ParamType):
+    """A list of budgets, such as 0,16."""
+
+    name = "TOKENS,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = str(value).split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            self.fail(f"{value!r} is no list of budgets like 0,16", param, ctx)
+        return [int(part) for part in parts]
+
+
+_budgets = click.option(
+    "--budget",
+    "budgets",
+    type=_Budgets(),
+    default="0,16",
+    show_default=True,
+    help="Most tokens of a thought; several are measured one after the other.",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure a build: what it finds, and what it costs."""
+
+
+@bench.command()
+@options.build
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="A BEIR-shaped folder."
+)
+@click.option("--split", help="Which queries, where the folder has several sets.")
+@_budgets
+@click.option("--limit-queries", type=click.IntRange(min=1), help="Ask only the first so many.")
+@options.engine
+@options.device
+@options.threads
+@options.as_json
+def quality(
+    build: str,
+    data: Path,
+    split: str | None,
+    budgets: list[int],
+    limit_queries: int | None,
+    engine: Any,
+    device: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """NDCG@10 and recall@100 of a build and of BM25, over a folder of documents and judgements.
+
+    The folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv and may hold
+    excluded.tsv. Search is exact. Document vectors are cached, so a second budget costs queries.
+    """
+    import msgspec
+
+    from t1_edge.encoder import Encoder
+    from t1_edge_bench.datasets import load
+    from t1_edge_bench.quality import quality as measure
+
+    dataset = load(data, split=split, limit_queries=limit_queries)
+    with (
+        Encoder.load(build, engine=engine, device=device, threads=threads) as encoder,
+        progress(len(dataset.documents), "encoding documents") as update,
+    ):
+        say(f"{build} on {encoder.info.library}, {encoder.info.device}")
+        rows = measure(encoder, dataset, budgets, build=build, say=say, progress=update)
+    if as_json:
+        put_json({"rows": msgspec.to_builtins(rows)})
+    else:
+        click.echo(_quality_table(rows))
+
+
+@bench.command()
+@options.build
+@_budgets
+@options.engine
+@options.threads
+@options.as_json
+def latency(
+    build: str, budgets: list[int], engine: Any, threads: int | None, as_json: bool
+) -> None:
+    """Load, prefill, thinking, time to vector, memory; each engine in a process of its own."""
+    import msgspec
+
+    from t1_edge.build import Build
+    from t1_edge.cache import find_build
+    from t1_edge.engines.select import installed_formats
+    from t1_edge_bench.latency import latency as measure
+
+    engines = installed_formats(Build(find_build(build))) if engine == "auto" else [engine]
+    rows = [measure(build, budgets, engine=name, threads=threads, say=say) for name in engines]
+    if as_json:
+        put_json({"rows": msgspec.to_builtins(rows, str_keys=True)})
+    else:
+        click.echo(_latency_table(rows))
+
+
+def _quality_table(rows: list["QualityRow"]) -> str:
+    from t1_edge_bench.table import table
+
+    header = ["system", "budget", "nDCG@10", "recall@100", "queries", "thought tokens", "s/query"]
+    return table(
+        header,
+        [
+            [
+                row.system,
+                "" if row.budget is None else str(row.budget),
+                f"{row.ndcg:.4f}",
+                f"{row.recall:.4f}",
+                str(row.queries),
+                "" if row.thought_tokens is None else f"{row.thought_tokens:.1f}",
+                "" if row.seconds_a_query is None else f"{row.seconds_a_query:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _latency_table(rows: list["LatencyRow"]) -> str:
+    from t1_edge_bench.table import table
+
+    figures = [
+        ("load, s", lambda r: f"{r.load:.2f}"),
+        ("prefill, tokens/s", lambda r: f"{r.prefill_tokens_per_second:,.0f}"),
+        ("thinking, tokens/s", lambda r: f"{r.thinking_tokens_per_second:,.0f}"),
+        ("thinking 8 at once, tokens/s", lambda r: f"{r.thinking_tokens_per_second_8:,.0f}"),
+        ("memory bandwidth used", lambda r: f"{r.bandwidth_share:.0%}"),
+        ("memory bandwidth, GB/s", lambda r: f"{r.read_bandwidth / 1e9:.1f}"),
+        ("weights, MB", lambda r: f"{r.weight_bytes / 1e6:,.0f}"),
+        ("peak resident, MB", lambda r: f"{r.peak_resident / 1e6:,.0f}"),
+    ]
+    lines = [[name, *(read(row) for row in rows)] for name, read in figures]
+    for budget in rows[0].query_p50:
+        times = [f"{r.query_p50[budget] * 1e3:.0f} / {r.query_p95[budget] * 1e3:.0f}" for r in rows]
+        lines.append([f"query, budget {budget}, p50 / p95, ms", *times])
+    return table(["", *(row.engine for row in rows)], lines)

@@ -1,0 +1,171 @@
+"""Retrieval data sets: BEIR-shaped folders.
+
+corpus.jsonl[.gz]            {"_id", "text", "title"?}
+queries[.SPLIT].jsonl[.gz]   {"_id", "text"}
+qrels[.SPLIT].tsv            query-id, corpus-id, score, under a header
+excluded.tsv                 optional: query-id, corpus-id, documents that a query leaves out
+"""
+
+import gzip
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from t1_edge.errors import DataError
+
+_SUFFIXES: Final = (".jsonl", ".jsonl.gz")
+
+
+class _Record(msgspec.Struct, frozen=True):
+    id: str = msgspec.field(name="_id")
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A query or a document."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Documents, queries that have judgements, and the judgements.
+
+    Attributes:
+        name: The folder's name.
+        split: Which queries; "" if the folder has only one set of them.
+        documents: In the order of the file; a title stands before its text.
+        queries: In the order of the file; those without a judgement are left out.
+        qrels: Query id to document id to gain, gains above 0.
+        excluded: Query id to documents that it leaves out.
+        unjudged: How many queries were left out.
+    """
+
+    name: str
+    split: str
+    documents: Sequence[Text]
+    queries: Sequence[Text]
+    qrels: Mapping[str, Mapping[str, int]]
+    excluded: Mapping[str, frozenset[str]]
+    unjudged: int
+
+    def digest(self) -> str:
+        """Hash of the documents' texts in their order, 16 hex digits."""
+        found = hashlib.sha256()
+        for document in self.documents:
+            found.update(document.text.encode("utf-8", errors="surrogatepass") + b"\0")
+        return found.hexdigest()[:16]
+
+
+def load(folder: Path, *, split: str | None = None, limit_queries: int | None = None) -> Dataset:
+    """Read a folder.
+
+    Args:
+        folder: The folder.
+        split: Which queries; may be left out where there is only one set.
+        limit_queries: Keep the first so many judged queries.
+
+    Raises:
+        DataError: If a file is missing or a line is not what it must be, naming both.
+    """
+    chosen = _choose_split(folder, split)
+    dot = f".{chosen}" if chosen else ""
+    documents = [
+        Text(id=r.id, text=f"{r.title}\n{r.text}" if r.title else r.text)
+        for r in _records(_find(folder, "corpus"))
+    ]
+    known = {document.id for document in documents}
+    qrels = _judgements(folder / f"qrels{dot}.tsv", known)
+    asked = [Text(id=r.id, text=r.text) for r in _records(_find(folder, f"queries{dot}"))]
+    queries = [query for query in asked if query.id in qrels]
+    if not queries:
+        raise DataError(f"{folder}: none of the {len(asked)} queries has a judgement")
+    kept = queries[:limit_queries]
+    excluded = folder / "excluded.tsv"
+    return Dataset(
+        name=folder.resolve().name,
+        split=chosen,
+        documents=documents,
+        queries=kept,
+        qrels={query.id: qrels[query.id] for query in kept},
+        excluded=_exclusions(excluded) if excluded.is_file() else {},
+        unjudged=len(asked) - len(queries),
+    )
+
+
+def _choose_split(folder: Path, split: str | None) -> str:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder with a corpus.jsonl, queries and qrels")
+    found = sorted(path.name[len("qrels") : -len(".tsv")][1:] for path in folder.glob("qrels*.tsv"))
+    if split is None and len(found) == 1:
+        return found[0]
+    if split in found:
+        return str(split)
+    listed = ", ".join(name or "(none)" for name in found) or "none at all"
+    asked = "name one with --split" if split is None else f"there is no {split!r}"
+    raise DataError(f"{folder} has these splits: {listed}; {asked}")
+
+
+def _find(folder: Path, stem: str) -> Path:
+    for suffix in _SUFFIXES:
+        if (folder / (stem + suffix)).is_file():
+            return folder / (stem + suffix)
+    raise DataError(f"{folder} has neither {stem}.jsonl nor {stem}.jsonl.gz")
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            yield msgspec.json.decode(line, type=_Record)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+            raise DataError(f'{path}:{number}: expected {{"_id": "…", "text": "…"}}: {e}') from e
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                yield from file
+        else:
+            with path.open(encoding="utf-8") as file:
+                yield from file
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise DataError(f"cannot read {path}: {e}") from e
+
+
+def _rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a tab-separated file under its header, with their numbers."""
+    for number, line in enumerate(_lines(path), 1):
+        cells = line.rstrip("\r\n").split("\t")
+        if len(cells) != columns:
+            raise DataError(f"{path}:{number}: expected {columns} columns, found {len(cells)}")
+        if number > 1:
+            yield number, cells
+
+
+def _judgements(path: Path, known: set[str]) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for number, (query, document, score) in _rows(path, 3):
+        if document not in known:
+            raise DataError(f"{path}:{number}: the corpus has no document {document!r}")
+        try:
+            gain = int(score)
+        except ValueError as e:
+            raise DataError(f"{path}:{number}: the score {score!r} is no whole number") from e
+        if gain > 0:
+            qrels.setdefault(query, {})[document] = gain
+    return qrels
+
+
+def _exclusions(path: Path) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for _, (query, document) in _rows(path, 2):
+        found.setdefault(query, set()).add(document)
+    return {query: frozenset(documents) for query, documents in found.items()}
