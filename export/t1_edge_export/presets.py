@@ -14,8 +14,7 @@ from t1_edge.errors import ContractError
 _CHAT: Final = Contract(
     query="<|im_start|>user\nList keywords of a text that answers this question: {text}<|im_end|>\n"
     "<|im_start|>assistant\nKeywords:",
-    document="<|im_start|>user\nList keywords of this text: {text}<|im_end|>\n"
-    "<|im_start|>assistant\nKeywords:",
+    document="{text}\n\nKeywords:",
     stop=("<|im_end|>", "<|endoftext|>"),
 )
 

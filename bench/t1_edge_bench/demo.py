@@ -1,0 +1,176 @@
+"""The whole path on real weights: pull, export, encode, think, search, measure."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from t1_edge import __version__
+from t1_edge.build import Build, Format
+from t1_edge.cache import build_dir
+from t1_edge.encoder import Encoder
+from t1_edge.errors import BuildError
+from t1_edge.results import QueryEmbedding
+from t1_edge_bench import pydoc
+from t1_edge_bench.metrics import mean, score
+from t1_edge_bench.ranking import Run, bm25, dense
+from t1_edge_bench.table import table
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.pipeline import Request, export, weight_count
+from t1_edge_export.presets import PRESETS
+from t1_edge_export.pull import pull
+
+NAME: Final = "smollm2-135m"
+_SHOWN: Final = 5
+_TIMED: Final = 20
+_FORMATS: Final[Sequence[Format]] = ("onnx", "gguf")
+
+Say = Callable[[str], None]
+
+
+class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the demo's table. Times in seconds, sizes in bytes.
+
+    Attributes:
+        format: "onnx", "gguf", or "bm25", which has an nDCG alone.
+        ndcg: nDCG@10 over topics, mean over the questions.
+        library: What ran.
+        size: Graph and weights.
+        load: From the call to a ready encoder, the golden check of a first load included.
+        tokens_per_second: Reading the passages.
+        query_p50: Thinking about one question and embedding it.
+    """
+
+    format: str
+    ndcg: float = msgspec.field(name="ndcg@10")
+    library: str = ""
+    size: int = 0
+    load: float = 0.0
+    tokens_per_second: float = 0.0
+    query_p50: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question, what was thought about it, and the topics that were found first."""
+
+    question: str
+    thought: str
+    topics: Sequence[str]
+
+
+def prepare(say: Say, progress: Callable[[int], None], *, fresh: bool) -> Build:
+    """Pull and export; an export of this version that is in the cache is used again.
+
+    Args:
+        say: Called with a line of talk.
+        progress: Called with the number of weights just written.
+        fresh: Export even so.
+    """
+    checkpoint = pull(NAME, say=say)
+    contract = PRESETS["chat"]
+    found = _exported()
+    if found and not fresh and found.manifest.contract == contract:
+        say(f"already exported: {found.path}")
+        return found
+    request = Request(
+        name=NAME, destination=build_dir(NAME), contract=contract, formats=_FORMATS, force=True
+    )
+    return export(open_checkpoint(checkpoint), request, say=say, progress=progress)
+
+
+def weights() -> int:
+    """How many weights `prepare` writes; the total of its progress."""
+    return weight_count(open_checkpoint(pull(NAME)).decoder)
+
+
+def measure(
+    build: Build, format: Format, say: Say, progress: Callable[[int], None]
+) -> tuple[DemoRow, list[Answer]]:
+    """Encode the passages and the questions on one engine.
+
+    Args:
+        build: The build.
+        format: Which of its engines.
+        say: Called with a line of talk.
+        progress: Called with the number of passages just encoded.
+
+    Returns:
+        The engine's row of the table, and the first questions with their thoughts.
+    """
+    data = pydoc.dataset()
+    began = time.perf_counter()
+    with Encoder.load(build.path, engine=format) as encoder:
+        load = time.perf_counter() - began
+        say(f"{format}: encoding {len(data.documents)} passages with {encoder.info.library}")
+        texts = [document.text for document in data.documents]
+        documents = encoder.embed_documents(texts, truncate=True, progress=progress)
+        say(f"{format}: thinking about {len(data.queries)} questions")
+        found = encoder.encode_queries([query.text for query in data.queries])
+        alone = [encoder.encode_query(query.text) for query in data.queries[:_TIMED]]
+        library = encoder.info.library
+    queries = np.stack([query.vector for query in found])
+    run = pydoc.by_topic(dense(data, documents.vectors, queries))
+    row = DemoRow(
+        format=format,
+        ndcg=_ndcg(run),
+        library=library,
+        size=build.size(format),
+        load=load,
+        tokens_per_second=float(documents.tokens.sum() / documents.seconds),
+        query_p50=statistics.median(query.timings.total for query in alone),
+    )
+    return row, _answers(found, run)
+
+
+def baseline() -> DemoRow:
+    """BM25 on the same passages and questions."""
+    return DemoRow(format="bm25", ndcg=_ndcg(pydoc.by_topic(bm25(pydoc.dataset()))))
+
+
+def show(rows: Sequence[DemoRow]) -> str:
+    """The demo's table."""
+    header = ["format", "size, MB", "load, s", "tokens/s", "query p50, ms", "nDCG@10"]
+    return table(header, [_cells(row) for row in rows])
+
+
+def _cells(row: DemoRow) -> list[str]:
+    if not row.library:
+        return [row.format, "", "", "", "", f"{row.ndcg:.3f}"]
+    return [
+        row.format,
+        f"{row.size / 1e6:.0f}",
+        f"{row.load:.2f}",
+        f"{row.tokens_per_second:.0f}",
+        f"{row.query_p50 * 1e3:.0f}",
+        f"{row.ndcg:.3f}",
+    ]
+
+
+def _exported() -> Build | None:
+    """The build of an earlier demo, if it is whole and of this version."""
+    try:
+        found = Build(build_dir(NAME))
+    except BuildError:
+        return None
+    return found if found.manifest.tools.get("t1-edge") == __version__ else None
+
+
+def _ndcg(run: Run) -> float:
+    return mean(score(run, pydoc.dataset().qrels).ndcg_at_10)
+
+
+def _answers(found: Sequence[QueryEmbedding], run: Run) -> list[Answer]:
+    shown = zip(pydoc.questions()[:_SHOWN], found, strict=False)
+    return [
+        Answer(
+            question=question.text,
+            thought=query.thought,
+            topics=sorted(run[question.id], key=run[question.id].__getitem__, reverse=True)[:3],
+        )
+        for question, query in shown
+    ]
