@@ -1,7 +1,7 @@
 """How fast this machine reads memory: the ceiling of thinking, which reads every weight a step."""
 
-import os
 import statistics
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -38,12 +38,7 @@ def _pass(pool: ThreadPoolExecutor, parts: list[NDArray[np.float32]]) -> float:
 
 def peak_resident_bytes() -> int:
     """Most memory that this process ever had resident, in bytes."""
-    if os.name == "nt":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -103,7 +103,7 @@ def measure(
     vectors: dict[Format, Float32Array] = {}
     engines: dict[str, EngineFigures] = {}
     for format in formats:
-        with closing(open_format(directory, format, decoder)) as engine:
+        with closing(open_format(directory, format, decoder, exact=profile == "float")) as engine:
             vectors[format] = run_rows(engine, golden.rows)
             library = engine.info.library
         found = cosines(vectors[format], golden.vectors)

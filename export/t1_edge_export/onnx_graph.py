@@ -281,7 +281,7 @@ class GraphWriter:
         from onnx import TensorProto
 
         decoder = self._decoder
-        shape = ["rows", decoder.kv_heads, "capacity", decoder.head_dim]
+        shape: list[int | str] = ["rows", decoder.kv_heads, "capacity", decoder.head_dim]
         names = [f"{when}_{x}.{n}" for n in range(decoder.layers) for x in ("key", "value")]
         return [_value(name, TensorProto.FLOAT, shape) for name in names]
 

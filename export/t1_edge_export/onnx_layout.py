@@ -95,9 +95,9 @@ def pack_codes(slab: Slab) -> NDArray[Any]:
     operators' default zero point.
     """
     if slab.encoding == "q4_0":
-        return (slab.codes[:, 0::2] | slab.codes[:, 1::2] << 4).astype(np.uint8)
+        return np.asarray(slab.codes[:, 0::2] | slab.codes[:, 1::2] << 4, np.uint8)
     if slab.encoding == "q8_0":
-        return slab.codes.view(np.uint8) ^ np.uint8(0x80)
+        return np.asarray(slab.codes.view(np.uint8) ^ np.uint8(0x80))
     return slab.codes
 
 

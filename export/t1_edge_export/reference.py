@@ -153,7 +153,7 @@ class _Cache:
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         mixed = np.einsum("kgqt,tkd->qkgd", weights, values, optimize=True)
-        return mixed.reshape(chunk, heads * width)
+        return np.asarray(mixed.reshape(chunk, heads * width), np.float32)
 
 
 class _Block:
@@ -202,7 +202,7 @@ def _empty_cache(decoder: Decoder, rows: int) -> list[_Cache]:
 
 def _rms_norm(values: Float32Array, weight: Float32Array, epsilon: float) -> Float32Array:
     square = np.mean(values * values, axis=-1, keepdims=True)
-    return values / np.sqrt(square + np.float32(epsilon)) * weight
+    return np.asarray(values / np.sqrt(square + np.float32(epsilon)) * weight, np.float32)
 
 
 def _rotation(decoder: Decoder, positions: NDArray[np.int64]) -> tuple[Float32Array, Float32Array]:

@@ -20,7 +20,6 @@ from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
 from t1_edge.thinking import think
 from t1_edge.tokenization import TextTokenizer
 
-_BATCH_TOKENS: Final = 4096  # padded tokens of a batch: bounds the KV cache that it needs
 _BATCH_ROWS: Final = 64
 
 
@@ -170,7 +169,7 @@ class Encoder:
         if not truncate:
             self._refuse_long(rows)
         vectors = np.empty((len(rows), self.hidden), np.float32)
-        for batch in _batches(rows):
+        for batch in _batches(rows, self._engine.batch_tokens):
             vectors[batch] = self._embed([rows[at].tokens for at in batch])
             if progress is not None:
                 progress(len(batch))
@@ -250,12 +249,12 @@ def normalised(hidden: Float32Array, info: EngineInfo) -> Float32Array:
     return np.asarray(hidden / norms, np.float32)
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Row], most_tokens: int) -> Iterator[list[int]]:
     """Indices of rows that run together: of like length, so that little is padded."""
     batch: list[int] = []
     for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
         longest = len(rows[at].tokens) + 1
-        if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * longest > _BATCH_TOKENS):
+        if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * longest > most_tokens):
             yield batch
             batch = []
         batch.append(at)

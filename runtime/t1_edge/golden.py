@@ -87,7 +87,7 @@ def run_rows(engine: Engine, rows: Sequence[Sequence[int]]) -> Float32Array:
 
 def cosines(vectors: Float32Array, others: Float32Array) -> NDArray[np.float64]:
     """Cosine of each pair of unit vectors, float64 [n]."""
-    return (vectors.astype(np.float64) * others).sum(axis=1)
+    return np.asarray((vectors.astype(np.float64) * others).sum(axis=1))
 
 
 def check(build: Build, engine: Engine, *, rows: int | None = None) -> float:

@@ -1,5 +1,6 @@
 """`t1-edge bench`: what a build finds, and what it costs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from t1_edge_bench.quality import QualityRow
 
 
-class _Budgets(click.ParamType):
+class _Budgets(click.ParamType[list[int]]):
     """A list of budgets, such as 0,16."""
 
     name = "TOKENS,…"
@@ -140,7 +141,7 @@ def _quality_table(rows: list["QualityRow"]) -> str:
 def _latency_table(rows: list["LatencyRow"]) -> str:
     from t1_edge_bench.table import table
 
-    figures = [
+    figures: list[tuple[str, Callable[[LatencyRow], str]]] = [
         ("load, s", lambda r: f"{r.load:.2f}"),
         ("prefill, tokens/s", lambda r: f"{r.prefill_tokens_per_second:,.0f}"),
         ("thinking, tokens/s", lambda r: f"{r.thinking_tokens_per_second:,.0f}"),

@@ -23,7 +23,8 @@ def demo(fresh: bool, as_json: bool) -> None:
     say("SmolLM2-135M-Instruct: no training as an encoder, so expect retrieval near chance")
     with progress(path.weights(), "quantizing") as update:
         build = path.prepare(say, update, fresh=fresh)
-    rows, answers = [path.baseline()], []
+    rows = [path.baseline()]
+    answers: list[path.Answer] = []
     for format in build.manifest.formats:
         with progress(len(passages()), "encoding") as update:
             row, answers = path.measure(build, format, say, update)

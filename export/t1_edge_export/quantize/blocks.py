@@ -135,7 +135,7 @@ def _importance_of(chunk: slice, per_row: Float32Array | None) -> Float32Array |
     """Importance of the blocks of a chunk: the rows of a matrix repeat their channels."""
     if per_row is None:
         return None
-    return per_row[np.arange(chunk.start, chunk.stop) % len(per_row)]
+    return np.asarray(per_row[np.arange(chunk.start, chunk.stop) % len(per_row)])
 
 
 def _in_chunks(work: Callable[[slice], None], blocks: int) -> None:

@@ -69,7 +69,13 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """One build, opened on one device. One session is open at a time."""
+    """One build, opened on one device. One session is open at a time.
+
+    Attributes:
+        batch_tokens: Padded tokens of rows that run well together; callers batch by it.
+    """
+
+    batch_tokens: int
 
     @property
     def info(self) -> EngineInfo:

@@ -47,16 +47,21 @@ class LlamaEngine:
         model: A build's model.gguf.
         decoder: The shape that the manifest gives.
         threads: CPU threads.
+        exact: Keep the cache and attend in float32, at half the speed: what float builds are for.
+            Otherwise both are float16, as llama.cpp has them by itself.
 
     Raises:
         MissingExtraError: If llama-cpp-python is not installed.
         EngineError: If llama.cpp refuses the file, or it is of another shape.
     """
 
-    def __init__(self, model: Path, decoder: Decoder, *, threads: int) -> None:
+    batch_tokens = 1024  # every row's attention scans the whole shared cache
+
+    def __init__(self, model: Path, decoder: Decoder, *, threads: int, exact: bool = False) -> None:
         self._api = _load_library()
         self.decoder = decoder
         self._threads = threads
+        self._exact = exact
         self._context: Any = None
         self._cells = 0
         self._batch: Any = None
@@ -157,6 +162,9 @@ class LlamaEngine:
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True
         parameters.no_perf = True
+        if self._exact:
+            parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
             self._cells = 0
@@ -257,7 +265,7 @@ class LlamaSession:
         self._cached = [shared] * len(self._rows)
 
 
-def _load_library() -> ModuleType:
+def _load_library() -> Any:
     try:
         import llama_cpp
     except ImportError as e:

