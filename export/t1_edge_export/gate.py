@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from t1_edge.build import Decoder, EngineFigures, Format, Profile, Verification
+from t1_edge.build import GGUF_MODEL, Decoder, EngineFigures, Format, Profile, Verification
 from t1_edge.contract import Codec
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.select import open_format
@@ -149,7 +149,7 @@ def _cross(vectors: Mapping[Format, Float32Array]) -> float | None:
 def _check_tokenizer(directory: Path, tokenizer: str) -> int:
     """How many texts were compared; raises if one differs."""
     texts = [*QUERIES, *DOCUMENTS]
-    differing = differing_texts(directory, tokenizer, texts)
+    differing = differing_texts(directory / GGUF_MODEL, tokenizer, texts)
     if differing:
         raise GateError(
             f"llama.cpp's tokenizer and tokenizer.json disagree on {len(differing)} of "

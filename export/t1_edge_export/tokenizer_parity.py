@@ -6,16 +6,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from t1_edge.build import GGUF_MODEL
 from t1_edge.errors import EngineError, MissingExtraError
 from t1_edge.tokenization import TextTokenizer
 
 
-def differing_texts(directory: Path, tokenizer: str, texts: Sequence[str]) -> list[str]:
+def differing_texts(model: Path, tokenizer: str, texts: Sequence[str]) -> list[str]:
     """The texts to which the two tokenizers give different ids, special tokens being plain text.
 
     Args:
-        directory: Holds model.gguf; only its vocabulary is read.
+        model: A GGUF; only its vocabulary is read.
         tokenizer: The text of tokenizer.json.
         texts: What to compare on.
 
@@ -27,16 +26,15 @@ def differing_texts(directory: Path, tokenizer: str, texts: Sequence[str]) -> li
         import llama_cpp
     except ImportError as e:
         raise MissingExtraError("llama-cpp-python", "gguf") from e
-    path = directory / GGUF_MODEL
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = True
     ours = TextTokenizer(tokenizer)
     with ExitStack() as stack:
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
-        if not model:
-            raise EngineError(f"llama.cpp cannot read the vocabulary of {path}")
-        stack.callback(llama_cpp.llama_model_free, model)
-        vocabulary = llama_cpp.llama_model_get_vocab(model)
+        loaded = llama_cpp.llama_model_load_from_file(str(model).encode(), parameters)
+        if not loaded:
+            raise EngineError(f"llama.cpp cannot read the vocabulary of {model}")
+        stack.callback(llama_cpp.llama_model_free, loaded)
+        vocabulary = llama_cpp.llama_model_get_vocab(loaded)
         return [text for text in texts if ours.encode_plain(text) != _tokenize(vocabulary, text)]
 
 
