@@ -1,0 +1,131 @@
+"""Build directories: what is read, what is refused, and that the format stays what it is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from t1_edge.build import (
+    MANIFEST,
+    Build,
+    Decoder,
+    EngineFigures,
+    FileEntry,
+    Manifest,
+    Source,
+    Verification,
+    fingerprint,
+)
+from t1_edge.contract import Contract
+from t1_edge.errors import BuildError
+
+GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
+
+EXAMPLE = Manifest(
+    schema=1,
+    name="example",
+    profile="portable",
+    source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
+    decoder=Decoder(
+        family="qwen3", hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=128,
+        vocabulary=400, positions=1024, rope_theta=1e6, norm_epsilon=1e-6, tied=True,
+    ),  # fmt: skip
+    contract=Contract(query="Q: {text}", document="{text}", stop=("<|im_end|>",)),
+    formats=("onnx",),
+    encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
+    files={"weights.bin": FileEntry(size=3, sha256="cd" * 32)},
+    fingerprint="ef" * 16,
+    verification=Verification(
+        rows=20, tokenizer_texts=0, bound_mean=0.95, bound_min=0.9, bound_cross=0.98,
+        engines={"onnx": EngineFigures(library="x 1", cosine_mean=0.99, cosine_min=0.98, floor=0.97)},
+    ),  # fmt: skip
+    tools={"t1-edge": "0.1.0"},
+)
+
+
+def _write(folder: Path, manifest: bytes) -> Path:
+    (folder / MANIFEST).write_bytes(manifest)
+    (folder / "weights.bin").write_bytes(b"abc")
+    return folder
+
+
+def test_the_format_is_the_one_that_was_published() -> None:
+    assert EXAMPLE.to_json() == GOLDEN_MANIFEST.read_bytes()
+    assert msgspec.json.decode(GOLDEN_MANIFEST.read_bytes(), type=Manifest) == EXAMPLE
+
+
+def test_a_build_opens(tmp_path: Path) -> None:
+    build = Build(_write(tmp_path, EXAMPLE.to_json()))
+    assert build.manifest == EXAMPLE
+
+
+def _changed(**fields: object) -> bytes:
+    return json.dumps(json.loads(EXAMPLE.to_json()) | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (b"", "damaged"),
+        (b"[]", "damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b'{"schema": 1}', "missing required field"),
+        (_changed(schema=2), "schema 2, this t1-edge reads 1"),
+        (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
+        (_changed(profile="other"), "profile"),
+        (_changed(surprise=1), "unknown field `surprise`"),
+        (_changed(files={"../x": {"size": 1, "sha256": ""}}), "outside the build: '../x'"),
+        (_changed(files={"/etc/x": {"size": 1, "sha256": ""}}), "outside the build"),
+        (_changed(files={"a\\..\\x": {"size": 1, "sha256": ""}}), "outside the build"),
+        (_changed(files={"gone.bin": {"size": 1, "sha256": ""}}), "gone.bin is missing"),
+        (_changed(files={"weights.bin": {"size": 9, "sha256": ""}}), "has 3 bytes.* says 9"),
+    ],
+)
+def test_what_is_no_build_is_refused(tmp_path: Path, manifest: bytes, message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        Build(_write(tmp_path, manifest))
+
+
+def test_a_folder_without_a_manifest_is_no_build(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="no build"):
+        Build(tmp_path)
+
+
+def test_hashes_are_checked_when_asked(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"weights\.bin is damaged"):
+        Build(_write(tmp_path, EXAMPLE.to_json())).check_hashes()
+
+
+CONTRACT = EXAMPLE.contract
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"weights": "other"},
+        {"tokenizer": "other"},
+        {"contract": msgspec.structs.replace(CONTRACT, document="> {text}")},
+        {"contract": msgspec.structs.replace(CONTRACT, max_document_tokens=99)},
+        {"contract": msgspec.structs.replace(CONTRACT, emb_token="<e>")},
+        {"hidden": 32},
+    ],
+)
+def test_the_fingerprint_follows_document_vectors(changed: dict[str, object]) -> None:
+    given: dict[str, object] = {
+        "weights": "w", "tokenizer": "t", "contract": CONTRACT, "hidden": 64,
+    }  # fmt: skip
+    make: Callable[..., str] = fingerprint
+    assert make(**given) != make(**(given | changed))
+
+
+def test_the_fingerprint_does_not_follow_queries() -> None:
+    other = msgspec.structs.replace(CONTRACT, query="? {text}", budget=3)
+    assert fingerprint("w", "t", CONTRACT, 64) == fingerprint("w", "t", other, 64)
+
+
+def test_formats_of_one_export_share_a_fingerprint(tiny_build: Callable[..., Build]) -> None:
+    build = tiny_build("llama", "portable")
+    assert set(build.manifest.formats) == {"onnx", "gguf"}
+    assert len(build.manifest.fingerprint) == 32
