@@ -65,7 +65,7 @@ class Golden:
             BuildError: If it is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 rows = np.split(file["tokens"], file["offsets"][1:-1])
                 return cls(
                     rows=[row.tolist() for row in rows],

@@ -29,18 +29,34 @@ EXAMPLE = Manifest(
     profile="portable",
     source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
     decoder=Decoder(
-        family="qwen3", hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=128,
-        vocabulary=400, positions=1024, rope_theta=1e6, norm_epsilon=1e-6, tied=True,
-    ),  # fmt: skip
+        family="qwen3",
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=128,
+        vocabulary=400,
+        positions=1024,
+        rope_theta=1e6,
+        norm_epsilon=1e-6,
+        tied=True,
+    ),
     contract=Contract(query="Q: {text}", document="{text}", stop=("<|im_end|>",)),
     formats=("onnx",),
     encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
     files={"weights.bin": FileEntry(size=3, sha256="cd" * 32)},
     fingerprint="ef" * 16,
     verification=Verification(
-        rows=20, tokenizer_texts=0, bound_mean=0.95, bound_min=0.9, bound_cross=0.98,
-        engines={"onnx": EngineFigures(library="x 1", cosine_mean=0.99, cosine_min=0.98, floor=0.97)},
-    ),  # fmt: skip
+        rows=20,
+        tokenizer_texts=0,
+        bound_mean=0.95,
+        bound_min=0.9,
+        bound_cross=0.98,
+        engines={
+            "onnx": EngineFigures(library="x 1", cosine_mean=0.99, cosine_min=0.98, floor=0.97)
+        },
+    ),
     tools={"t1-edge": "0.1.0"},
 )
 

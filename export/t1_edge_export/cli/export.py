@@ -9,6 +9,14 @@ from t1_edge.cli import options
 from t1_edge.cli.output import progress, put_json, say
 
 
+def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any, ...]:
+    formats = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    unknown = [format for format in formats if format not in ("onnx", "gguf")]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of onnx, gguf")
+    return formats
+
+
 @click.command()
 @click.argument("checkpoint")
 @click.option(
@@ -16,7 +24,12 @@ from t1_edge.cli.output import progress, put_json, say
 )
 @click.option("--name", help="Name of the build.  [default: the checkpoint's]")
 @click.option(
-    "--format", "formats", default="onnx,gguf", show_default=True, help="Engines to write for."
+    "--format",
+    "formats",
+    callback=_formats,
+    default="onnx,gguf",
+    show_default=True,
+    help="Engines to write for.",
 )
 @click.option(
     "--profile",
@@ -33,7 +46,7 @@ def export(
     checkpoint: str,
     output: Path | None,
     name: str | None,
-    formats: str,
+    formats: tuple[Any, ...],
     profile: Any,
     contract: str,
     force: bool,
@@ -56,7 +69,7 @@ def export(
         name=name,
         destination=output or build_dir(name),
         contract=find_contract(contract),
-        formats=_formats(formats),
+        formats=formats,
         profile=profile,
         force=force,
         allow_drift=allow_drift,
@@ -69,11 +82,3 @@ def export(
         put_json({"path": str(build.path), "fingerprint": build.manifest.fingerprint} | sizes)
         return
     click.echo(str(build.path))
-
-
-def _formats(text: str) -> tuple[Any, ...]:
-    formats = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [format for format in formats if format not in ("onnx", "gguf")]
-    if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is none of onnx, gguf", param_hint="--format")
-    return formats

@@ -1,0 +1,156 @@
+"""The command: what it prints where, and how it ends."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from t1_edge.build import Build
+from t1_edge.cli import main
+
+COMMANDS = ["pull", "export", "verify", "info", "encode", "bench", "demo"]
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def build(tiny_build: Callable[..., Build], own_cache: Path) -> str:
+    return str(tiny_build("qwen3", "portable").path)
+
+
+def _commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        yield (*prefix, name)
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*prefix, name))
+
+
+ALL = list(_commands(main))
+
+
+def test_the_commands_are_the_promised_ones() -> None:
+    assert [path[0] for path in ALL if len(path) == 1] == COMMANDS
+    assert ("bench", "quality") in ALL
+    assert ("bench", "latency") in ALL
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_has_help(path: tuple[str, ...]) -> None:
+    found = _run(*path, "--help")
+    assert found.exit_code == 0
+    assert "Usage: " in found.stdout
+    assert len(found.stdout.splitlines()) > 4
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_is_documented(path: tuple[str, ...]) -> None:
+    root = Path(__file__).parents[2]
+    assert f"t1-edge {' '.join(path)}" in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from t1_edge.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import t1_edge\n"
+        "heavy = {'numpy', 'tokenizers', 'msgspec', 'onnxruntime', 'llama_cpp', 'torch'}\n"
+        "sys.stderr.write(' '.join(sorted(heavy & set(sys.modules))))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in found.stdout
+    assert found.stderr == ""
+
+
+def test_info(build: str) -> None:
+    found = json.loads(_run("info", build, "--json").stdout)
+    assert found["decoder"]["family"] == "qwen3"
+    assert "qwen3-portable" in _run("info", build).stdout
+
+
+def test_verify(build: str) -> None:
+    found = json.loads(_run("verify", build, "--json").stdout)
+    assert set(found["golden"]) == {"onnx", "gguf"}
+    assert found["not_installed"] == []
+    plain = _run("verify", build)
+    assert "every hash is right" in plain.stdout
+    assert "reading" in plain.stderr
+
+
+def test_verify_finds_a_flipped_bit(build: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(build, copy)
+    weights = bytearray((copy / "weights.bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (copy / "weights.bin").write_bytes(weights)
+    found = _run("verify", str(copy))
+    assert found.exit_code == 1
+    assert "weights.bin is damaged" in found.stderr
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize("engine", ["onnx", "gguf"])
+def test_encode_documents(build: str, engine: str, tmp_path: Path) -> None:
+    out = tmp_path / "vectors.npy"
+    arguments = ["encode", "--build", build, "--engine", engine, "the weather", "the lake"]
+    found = json.loads(_run(*arguments, "--output", str(out), "--json").stdout)
+    assert found["truncated"] == 0
+    vectors = np.load(out)
+    assert vectors.shape == (2, 64)
+    np.testing.assert_allclose(vectors, [row["vector"] for row in found["rows"]], atol=1e-7)
+
+
+def test_encode_queries_shows_the_thought(build: str) -> None:
+    found = _run("encode", "--build", build, "--query", "--budget", "3", "the north")
+    assert found.exit_code == 0
+    assert "thought" in found.stdout
+
+
+def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
+    lines = "one\n" + "word " * 500 + "\n"
+    arguments = ["encode", "--build", build, "--file", "-", "--json"]
+    found = CliRunner().invoke(main, arguments, input=lines)
+    assert json.loads(found.stdout)["truncated"] == 1
+    assert "1 of 2 texts were longer" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "nowhere"], 1, "no build 'nowhere'"),
+        (["encode", "--build", "nowhere", "x"], 1, "no build 'nowhere'"),
+        (["export", "nowhere"], 1, "no checkpoint 'nowhere'"),
+        (["pull", "nowhere"], 1, "known are smollm2-135m"),
+        (["encode", "--build", "nowhere"], 2, "give texts"),
+        (["encode"], 2, "--build"),
+        (["nonsense"], 2, "No such command"),
+        (["export", "x", "--format", "tflite"], 2, "tflite"),
+        (["bench", "quality", "--build", "x", "--data", "/nowhere", "--budget", "a"], 2, "budgets"),
+        (["bench", "quality", "--build", "x", "--data", "/nowhere"], 1, "/nowhere is no folder"),
+    ],
+)
+def test_failures_have_a_code_and_a_reason(
+    arguments: list[str], code: int, message: str, own_cache: Path
+) -> None:
+    found = _run(*arguments)
+    assert (found.exit_code, found.stdout) == (code, "")
+    assert message in found.stderr
+
+
+def test_an_interruption_is_130(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("t1_edge_export.pull.pull", interrupted)
+    assert _run("pull", "smollm2-135m").exit_code == 130

@@ -1,0 +1,255 @@
+"""The encoder over real weights on both engines, and its rules over the fake one."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from t1_edge.build import Build
+from t1_edge.contract import Codec
+from t1_edge.encoder import Encoder
+from t1_edge.engines.base import EngineInfo
+from t1_edge.engines.fake import FakeEngine, FakeSession
+from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
+from t1_edge.tokenization import TextTokenizer
+from tiny import TINY_CONTRACT, tokenizer_json
+
+Float32Array = NDArray[np.float32]
+
+TEXTS = [
+    "Chlorophyll breaks down in autumn, and the red of anthocyanins shows.",
+    "",
+    "A lock lets one process at a time write. " * 12,
+    "水は氷になると体積が増える。",
+    "def f(x):\n\treturn x  # <emb_token>",
+    "iron rusts",
+]
+
+# ONNX Runtime: the promise. llama.cpp rounds activations to 8 bits in groups of rows that run
+# together, and attends in float16; over these texts that moved a component by 0.012 at most.
+TOLERANCE = {"onnx": 1e-4, "gguf": 3e-2}
+
+
+@pytest.fixture(scope="module", params=["onnx", "gguf"])
+def real(request: pytest.FixtureRequest, smollm2: Build) -> Iterator[Encoder]:
+    with Encoder.load(smollm2.path, engine=request.param, threads=2) as encoder:
+        yield encoder
+
+
+def _tolerance(encoder: Encoder) -> float:
+    return TOLERANCE[encoder.info.engine]
+
+
+def test_documents_are_unit_vectors_in_order(real: Encoder) -> None:
+    found = real.encode_documents(TEXTS)
+    assert found.dtype == np.float32
+    assert found.shape == (len(TEXTS), 576)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert (found @ found.T - 2 * np.eye(len(TEXTS))).max() < 0.9999  # no two are the same
+
+
+def test_a_document_does_not_see_the_others(real: Encoder) -> None:
+    together = real.encode_documents(TEXTS)
+    turned = real.encode_documents(TEXTS[::-1])[::-1]
+    alone = np.concatenate([real.encode_documents([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, turned, atol=_tolerance(real), rtol=0)
+    np.testing.assert_allclose(together, alone, atol=_tolerance(real), rtol=0)
+
+
+def test_a_query_does_not_see_the_others(real: Encoder) -> None:
+    # In llama.cpp a token may flip by the batch, and takes the rest of a thought with it.
+    budget = 0 if real.info.engine == "gguf" else 6
+    together = real.encode_queries(TEXTS, budget=budget, batch_size=4)
+    for text, query in zip(TEXTS, together, strict=True):
+        alone = real.encode_query(text, budget=budget)
+        assert alone.thought_tokens == query.thought_tokens
+        np.testing.assert_allclose(alone.vector, query.vector, atol=_tolerance(real), rtol=0)
+
+
+def test_a_query_thinks_within_its_budget(real: Encoder) -> None:
+    direct, thought = (real.encode_query("why do leaves turn red", budget=n) for n in (0, 12))
+    assert direct.thought == ""
+    assert direct.stopped_by == "budget"
+    assert 0 < len(thought.thought_tokens) <= 12
+    assert thought.thought
+    assert not np.allclose(direct.vector, thought.vector, atol=1e-3)
+    assert thought.engine == real.info
+    assert thought.timings.total >= thought.timings.thinking > 0
+
+
+def test_thoughts_repeat(real: Encoder) -> None:
+    first, second = (real.encode_query("how can a ship float") for _ in range(2))
+    assert first.thought_tokens == second.thought_tokens
+    np.testing.assert_array_equal(first.vector, second.vector)
+
+
+def test_a_hundred_thousand_words_are_cut_and_it_is_said(real: Encoder) -> None:
+    text = "word " * 100_000
+    found = real.embed_documents([text, "short"], truncate=True)
+    assert found.truncated.tolist() == [True, False]
+    assert found.tokens[0] == real.codec.contract.max_document_tokens
+    with pytest.raises(InputError, match="1 of 2 documents have more than 512 tokens"):
+        real.encode_documents(["short", text])
+    query = real.encode_query(text, budget=1)
+    assert query.truncated
+    assert query.prompt_tokens == real.codec.contract.max_query_tokens
+
+
+def test_nul_bytes_and_special_tokens_are_text(real: Encoder) -> None:
+    plain, odd, special = real.encode_documents(["ab", "a\0b", "a<emb_token>b"])
+    assert np.isfinite(odd).all()
+    assert not np.allclose(plain, special, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", 3, None])
+def test_what_is_no_text_is_refused(real: Encoder, text: Any) -> None:
+    with pytest.raises(InputError):
+        real.encode_query(text)
+    with pytest.raises(InputError):
+        real.encode_documents(["fine", text])
+    assert np.isfinite(real.encode_documents(["still works"])).all()
+
+
+def test_the_engines_agree(smollm2: Build) -> None:
+    found = []
+    for engine in ("onnx", "gguf"):
+        with Encoder.load(smollm2.path, engine=engine) as encoder:
+            found.append(encoder.encode_documents(TEXTS))
+    assert (found[0] * found[1]).sum(axis=1).min() > 0.995
+
+
+# The rest is the encoder's own doing, and needs no weights.
+
+
+class _Scripted(FakeEngine):
+    """A fake whose next token can be chosen, and whose logits can be made to take their time."""
+
+    favourite: int | None = None
+    delay = 0.0
+
+    def start(self, rows: Sequence[Sequence[int]], *, room: int) -> FakeSession:
+        session = super().start(rows, room=room)
+        if self.favourite is not None:
+            scores = np.zeros((len(rows), len(self.table)), np.float32)
+            scores[:, self.favourite] = 1
+
+            def logits() -> Float32Array:
+                time.sleep(self.delay)
+                return scores
+
+            session.logits = logits  # type: ignore[method-assign]
+        return session
+
+
+def _tokenizer() -> TextTokenizer:
+    definition = json.loads(tokenizer_json())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": 390 + at, "content": token, "special": True} | flags
+        for at, token in enumerate(TINY_CONTRACT.added_tokens)
+    ]
+    definition["added_tokens"] += added
+    return TextTokenizer(json.dumps(definition))
+
+
+TOKENIZER = _tokenizer()
+
+
+def _encoder() -> tuple[Encoder, _Scripted]:
+    engine = _Scripted(vocabulary=400)
+    codec = Codec(TINY_CONTRACT, TOKENIZER)
+    return Encoder(codec, engine, fingerprint="f", hidden=32), engine
+
+
+@pytest.mark.parametrize(
+    ("favourite", "stopped_by", "length"),
+    [("</think>", "closed", 0), ("<emb_token>", "closed", 0), ("<|im_end|>", "stop_token", 0)],
+)
+def test_a_thought_ends_when_the_model_ends_it(
+    favourite: str, stopped_by: str, length: int
+) -> None:
+    encoder, engine = _encoder()
+    engine.favourite = TOKENIZER.special(favourite)
+    found = encoder.encode_query("x", budget=5)
+    assert (found.stopped_by, len(found.thought_tokens)) == (stopped_by, length)
+
+
+def test_a_thought_is_forced_shut_at_the_budget() -> None:
+    encoder, engine = _encoder()
+    engine.favourite = 70
+    found = encoder.encode_query("x", budget=5)
+    assert (found.stopped_by, found.thought_tokens) == ("budget", (70,) * 5)
+    assert encoder.encode_query("x").thought_tokens == (70,) * TINY_CONTRACT.budget
+
+
+def test_a_thought_is_what_stands_between_its_tokens() -> None:
+    encoder, engine = _encoder()
+    engine.favourite = 70
+    codec = encoder.codec
+    row = [*codec.query("x").tokens, 70, 70, codec.close]
+    with closing(FakeSession(engine.table, [row], 1)) as session:
+        expected = session.peek(codec.emb)[0]
+    found = encoder.encode_query("x", budget=2).vector
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_a_deadline_forces_a_thought_shut() -> None:
+    encoder, engine = _encoder()
+    engine.favourite, engine.delay = 70, 0.02
+    began = time.monotonic()
+    found = encoder.encode_query("x", budget=100, deadline=0.1)
+    assert found.stopped_by == "deadline"
+    assert 0 < len(found.thought_tokens) < 100
+    assert time.monotonic() - began < 1
+
+
+def test_a_negative_budget_is_refused() -> None:
+    with pytest.raises(InputError, match="budget"):
+        _encoder()[0].encode_query("x", budget=-1)
+
+
+def test_vectors_that_are_none_are_errors() -> None:
+    encoder, engine = _encoder()
+    for broken in (np.nan, 0.0):
+        engine.table[:] = broken
+        with pytest.raises(EngineError, match="NaN or zero"):
+            encoder.encode_documents(["x"])
+
+
+def test_no_documents_are_no_vectors() -> None:
+    assert _encoder()[0].encode_documents([]).shape == (0, 32)
+    assert _encoder()[0].encode_queries([]) == []
+
+
+def test_progress_adds_up() -> None:
+    done: list[int] = []
+    _encoder()[0].embed_documents(["some text"] * 100, progress=done.append)
+    assert sum(done) == 100
+    assert len(done) > 1
+
+
+def test_a_device_that_cannot_run_is_an_error(smollm2: Build) -> None:
+    for device in ("cuda", "metal"):
+        with pytest.raises(DeviceError, match=device):
+            Encoder.load(smollm2.path, device=device)
+
+
+def test_a_format_that_the_build_lacks_is_an_error(smollm2: Build) -> None:
+    with pytest.raises(BuildError, match="not none"):
+        Encoder.load(smollm2.path, engine="none")  # type: ignore[arg-type]
+
+
+def test_a_name_that_nobody_knows_says_what_to_do(own_cache: object) -> None:
+    with pytest.raises(CacheError, match="t1-edge pull NAME"):
+        Encoder.load("nothing-of-the-kind")
+
+
+def test_what_ran_is_said(real: Encoder) -> None:
+    assert isinstance(real.info, EngineInfo)
+    assert real.info.device == "cpu"
+    assert real.info.threads == 2
