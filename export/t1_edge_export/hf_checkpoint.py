@@ -129,7 +129,10 @@ def _find_shards(folder: Path) -> list[Path]:
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         why = "; pickles are refused, since opening one runs its code" if pickles else ""
         raise CheckpointError(f"{folder} has no {_SINGLE} and no {_INDEX}{why}")
-    index = msgspec.convert(_read_json(folder / _INDEX), _Index, strict=True)
+    try:
+        index = msgspec.convert(_read_json(folder / _INDEX), _Index)
+    except msgspec.ValidationError as e:
+        raise CheckpointError(f"{folder / _INDEX} is no index of shards: {e}") from e
     names = sorted(set(index.weight_map.values()))
     for name in names:
         if Path(name).name != name:

@@ -1,0 +1,231 @@
+"""Float weights from folders and GGUF files, whole, in shards, and damaged."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from t1_edge.errors import CacheError, CheckpointError
+from t1_edge_export.checkpoint import find_checkpoint, open_checkpoint
+from t1_edge_export.decoder import tensors
+from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+from tiny import Family, Tiny
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tiny: Callable[..., Tiny], tmp_path: Path) -> Path:
+    """A tiny Llama of the test's own, to be damaged."""
+    shutil.copytree(tiny("llama").folder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def sharded(tiny: Callable[..., Tiny], tmp_path: Path) -> Path:
+    shutil.copytree(tiny("llama", shard="60KB").folder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("shard", ["1GB", "60KB"])
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen3", False)])
+def test_rows_are_transformers_rows(
+    tiny: Callable[..., Tiny], family: Family, tied: bool, shard: str
+) -> None:
+    made = tiny(family, tied=tied, shard=shard)
+    assert (made.folder / INDEX).exists() == (shard == "60KB")
+    checkpoint = open_checkpoint(made.folder)
+    assert checkpoint.decoder.tied == tied
+    weights = made.model.state_dict()
+    for spec in tensors(checkpoint.decoder):
+        expected = weights[spec.name].numpy()
+        middle = spec.shape[0] // 2
+        np.testing.assert_array_equal(checkpoint.rows(spec.name, 0, spec.shape[0]), expected)
+        np.testing.assert_array_equal(
+            checkpoint.rows(spec.name, middle, middle + 3), expected[middle : middle + 3]
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_read_exactly(
+    tiny: Callable[..., Tiny], tmp_path: Path, dtype: str
+) -> None:
+    import copy
+
+    import torch
+
+    made = tiny("qwen3")
+    half = copy.deepcopy(made.model).to(getattr(torch, dtype))
+    half.save_pretrained(tmp_path)
+    shutil.copy(made.folder / "tokenizer.json", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    for spec in tensors(checkpoint.decoder):
+        expected = half.state_dict()[spec.name].float().numpy()
+        np.testing.assert_array_equal(checkpoint.rows(spec.name, 0, spec.shape[0]), expected)
+
+
+def test_smollm2_says_where_it_comes_from(smollm2_gguf: Path) -> None:
+    checkpoint = GGUFCheckpoint(smollm2_gguf)
+    assert checkpoint.source.licence == "apache-2.0"
+    assert "Q4_1" in checkpoint.source.note
+    assert checkpoint.source.sha256.startswith("b179c952")
+    assert checkpoint.decoder.head_dim == 64
+    assert checkpoint.decoder.tied
+
+
+def _config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; known are LlamaForCausalLM"),
+        ({"architectures": None}, r"\(none\)"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_size": "wide"}, "hidden"),
+        ({"vocab_size": 999}, r"embed_tokens.weight is \(384, 64\), config.json says \(999, 64\)"),
+        ({"num_hidden_layers": 4}, r"no tensor model\.layers\.3"),
+    ],
+)
+def test_what_is_not_supported_is_named(folder: Path, changes: Any, message: str) -> None:
+    _config(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_config_that_lacks_a_value_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(CheckpointError, match="'num_attention_heads'"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b"\xff"])
+def test_a_config_that_is_none_is_named(folder: Path, raw: bytes) -> None:
+    (folder / "config.json").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        open_checkpoint(folder)
+
+
+def test_a_missing_tokenizer_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        _ = open_checkpoint(folder).tokenizer
+
+
+def test_pickles_are_refused(folder: Path) -> None:
+    (folder / SINGLE).rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickles are refused"):
+        open_checkpoint(folder)
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_an_index_cannot_lead_outside(sharded: Path, name: str) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], name)
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none_is_named(sharded: Path, index: str) -> None:
+    (sharded / INDEX).write_text(index)
+    with pytest.raises(CheckpointError, match=r"index\.json|no tensor"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(folder: Path, value: float) -> None:
+    path = folder / SINGLE
+    raw = bytearray(path.read_bytes())
+    raw[-4:] = struct.pack("<f", value)
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds weights that are NaN"):
+        _read_all(folder)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_one_clear_error(folder: Path, data: st.DataObject) -> None:
+    """Whatever is done to the header, it opens as before or is a CheckpointError."""
+    original = (folder / SINGLE).read_bytes()
+    header = 8 + struct.unpack("<Q", original[:8])[0]
+    damaged = bytearray(original)
+    if data.draw(st.booleans(), label="cut"):
+        del damaged[data.draw(st.integers(0, len(original) - 1), label="at") :]
+    else:
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.integers(0, header - 1))
+            damaged[at] ^= data.draw(st.integers(1, 255))
+    (folder / SINGLE).write_bytes(damaged)
+    message = str(folder)
+    with suppress(CheckpointError):
+        try:
+            _read_all(folder)
+        except CheckpointError as e:
+            message = str(e)
+            raise
+        finally:
+            (folder / SINGLE).write_bytes(original)
+    assert str(folder) in message
+
+
+def _read_all(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    for spec in tensors(checkpoint.decoder):
+        checkpoint.rows(spec.name, 0, spec.shape[0])
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, 5_000_000, 98_000_000])
+def test_a_gguf_that_is_cut_off_is_refused(smollm2_gguf: Path, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "cut.gguf"
+    with smollm2_gguf.open("rb") as file:
+        path.write_bytes(file.read(size))
+    with pytest.raises(CheckpointError, match=r"cut\.gguf is not a whole GGUF"):
+        GGUFCheckpoint(path)
+
+
+def test_a_gguf_of_something_else_is_refused(tmp_path: Path) -> None:
+    import gguf
+
+    path = tmp_path / "other.gguf"
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match="mamba"):
+        GGUFCheckpoint(path)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "model.pt"])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        open_checkpoint(tmp_path / name)
+
+
+def test_a_checkpoint_that_was_not_pulled_says_how(own_cache: Path) -> None:
+    with pytest.raises(CacheError, match="t1-edge pull smollm2-135m"):
+        find_checkpoint("smollm2-135m")

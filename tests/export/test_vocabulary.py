@@ -1,0 +1,69 @@
+"""Tokens that a checkpoint lacks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t1_edge.tokenization import TextTokenizer
+from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD
+from t1_edge_export.vocabulary import with_tokens
+from tiny import KNOWN, Tiny
+
+TOKENS = ("<think>", "</think>", "<emb_token>")
+
+
+@pytest.fixture
+def padded(tiny: Callable[..., Tiny]) -> Checkpoint:
+    """An embedding of 384 rows for fewer tokens, and a head of its own."""
+    return open_checkpoint(tiny("qwen3", tied=False).folder)
+
+
+def test_nothing_missing_is_the_checkpoint_itself(padded: Checkpoint) -> None:
+    assert with_tokens(padded, ["<|im_end|>"]) is padded
+
+
+def test_padding_becomes_the_new_rows(padded: Checkpoint) -> None:
+    found = with_tokens(padded, TOKENS)
+    assert found.decoder == padded.decoder
+    tokenizer = TextTokenizer(found.tokenizer)
+    assert [tokenizer.special(token) for token in TOKENS] == [KNOWN, KNOWN + 1, KNOWN + 2]
+    for name in (EMBEDDING, HEAD):
+        original, rows = (c.rows(name, 0, 384) for c in (padded, found))
+        mean = original[:KNOWN].mean(axis=0)
+        np.testing.assert_allclose(rows[KNOWN : KNOWN + 3], np.tile(mean, (3, 1)), atol=1e-6)
+        untouched = np.r_[0:KNOWN, KNOWN + 3 : 384]
+        np.testing.assert_array_equal(rows[untouched], original[untouched])
+
+
+def test_slabs_are_cut_from_the_same_rows(padded: Checkpoint) -> None:
+    found = with_tokens(padded, TOKENS)
+    whole = found.rows(EMBEDDING, 0, 384)
+    for start, stop in ((0, 10), (KNOWN - 1, KNOWN + 1), (KNOWN + 1, 384), (KNOWN + 2, KNOWN + 3)):
+        np.testing.assert_array_equal(found.rows(EMBEDDING, start, stop), whole[start:stop])
+
+
+def test_other_tensors_are_left_alone(padded: Checkpoint) -> None:
+    found = with_tokens(padded, TOKENS)
+    np.testing.assert_array_equal(found.rows(FINAL_NORM, 0, 64), padded.rows(FINAL_NORM, 0, 64))
+
+
+def test_a_full_embedding_grows(smollm2_gguf: Path) -> None:
+    checkpoint = open_checkpoint(smollm2_gguf)
+    found = with_tokens(checkpoint, TOKENS)
+    assert (checkpoint.decoder.vocabulary, found.decoder.vocabulary) == (49152, 49155)
+    rows = found.rows(EMBEDDING, 49150, 49155)
+    np.testing.assert_array_equal(rows[:2], checkpoint.rows(EMBEDDING, 49150, 49152))
+    np.testing.assert_array_equal(rows[2], rows[3])
+    assert np.abs(rows[2]).max() > 0
+
+
+def test_only_what_is_missing_is_added(padded: Checkpoint) -> None:
+    once = with_tokens(padded, TOKENS[:1])
+    twice = with_tokens(once, TOKENS)
+    names = [token["content"] for token in json.loads(twice.tokenizer)["added_tokens"]]
+    assert [names.count(token) for token in TOKENS] == [1, 1, 1]
+    assert with_tokens(twice, TOKENS) is twice
