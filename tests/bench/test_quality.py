@@ -1,0 +1,201 @@
+"""Rankings against brute force, measures against hand-made figures, and the whole of it."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from t1_edge.build import Build
+from t1_edge.cli import main
+from t1_edge.contract import Codec
+from t1_edge.encoder import Encoder
+from t1_edge.engines.fake import FakeEngine
+from t1_edge.tokenization import TextTokenizer
+from t1_edge_bench.bandwidth import peak_resident_bytes, read_bandwidth
+from t1_edge_bench.datasets import Dataset, Text
+from t1_edge_bench.metrics import mean, score
+from t1_edge_bench.quality import quality
+from t1_edge_bench.ranking import bm25, dense
+from t1_edge_bench.table import table
+from t1_edge_bench.vectors import document_vectors
+
+
+def _dataset(excluded: dict[str, frozenset[str]] | None = None) -> Dataset:
+    topics = ["ships float on water", "iron rusts in salt water", "locks guard a file", "soup"]
+    documents = [Text(id=f"d{n}", text=f"{topics[n % 4]} number{n}") for n in range(40)]
+    queries = [Text(id="q0", text="a floating ship"), Text(id="q1", text="rusted iron")]
+    return Dataset(
+        name="made",
+        split="",
+        documents=documents,
+        queries=queries,
+        qrels={"q0": {"d0": 1, "d4": 1}, "q1": {"d1": 1}},
+        excluded=excluded or {},
+        unjudged=0,
+    )
+
+
+def _unit(rows: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    found = np.random.default_rng(rows).standard_normal((rows, 16)).astype(np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+
+
+def test_dense_search_is_exact() -> None:
+    documents, queries = _unit(40), _unit(2)
+    found = dense(_dataset(), documents, queries, depth=10)
+    for at, query in enumerate(("q0", "q1")):
+        order = np.argsort(-(documents @ queries[at]))[:10]
+        assert list(found[query]) == [f"d{n}" for n in order]
+        scores = np.array(list(found[query].values()))
+        np.testing.assert_allclose(scores, (documents @ queries[at])[order], atol=1e-5)
+
+
+def test_exclusions_take_no_place() -> None:
+    documents, queries = _unit(40), _unit(2)
+    free = list(dense(_dataset(), documents, queries, depth=10)["q0"])
+    out = frozenset(free[:3])
+    found = list(dense(_dataset({"q0": out}), documents, queries, depth=10)["q0"])
+    assert found[:7] == free[3:]
+    assert len(found) == 10
+
+
+def test_bm25_stems_and_drops_stop_words() -> None:
+    found = bm25(_dataset())
+    assert set(found["q0"]) == {f"d{n}" for n in range(0, 40, 4)}
+    assert set(found["q1"]) == {f"d{n}" for n in range(1, 40, 4)}
+    assert "d0" not in bm25(_dataset({"q0": frozenset({"d0"})}))["q0"]
+
+
+def test_bm25_finds_nothing_for_stop_words() -> None:
+    data = _dataset()
+    nothing = Dataset(**{**vars(data), "queries": [Text(id="q0", text="the of and")]})
+    assert bm25(nothing) == {"q0": {}}
+
+
+def test_measures_are_the_textbooks() -> None:
+    qrels = {"q0": {"d0": 1, "d4": 1}, "q1": {"d1": 1}}
+    run = {"q0": {"d9": 3.0, "d4": 2.0, "d0": 1.0}, "q1": {}}
+    found = score(run, qrels)
+    ideal = 1 + 1 / math.log2(3)
+    expected = (1 / math.log2(3) + 1 / math.log2(4)) / ideal
+    assert found.ndcg_at_10 == {"q0": pytest.approx(expected), "q1": 0.0}
+    assert found.recall_at_100 == {"q0": 1.0, "q1": 0.0}
+    assert mean(found.recall_at_100) == 0.5
+
+
+class _Counting(FakeEngine):
+    rows = 0
+
+    def start(self, rows, *, room):  # type: ignore[no-untyped-def]
+        self.rows += len(rows)
+        return super().start(rows, room=room)
+
+
+@pytest.fixture
+def encoder(tiny_build: Callable[..., Build], own_cache: Path) -> tuple[Encoder, _Counting]:
+    build = tiny_build("llama", "float")
+    codec = Codec(build.manifest.contract, TextTokenizer.from_file(build.file("tokenizer.json")))
+    engine = _Counting(vocabulary=384)
+    return Encoder(codec, engine, fingerprint="f", hidden=32), engine
+
+
+def _vectors(encoder: Encoder, dataset: Dataset, said: list[str]) -> object:
+    return document_vectors(encoder, dataset, say=said.append, progress=lambda n: None)
+
+
+def test_documents_are_encoded_once(encoder: tuple[Encoder, _Counting], own_cache: Path) -> None:
+    said: list[str] = []
+    first = _vectors(encoder[0], _dataset(), said)
+    assert encoder[1].rows == 40
+    second = _vectors(encoder[0], _dataset(), said)
+    assert encoder[1].rows == 40
+    np.testing.assert_array_equal(first, second)
+    assert "in the cache" in said[-1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY cut", b"x" * 400])
+def test_damaged_vectors_are_computed_again(
+    encoder: tuple[Encoder, _Counting], own_cache: Path, damage: bytes
+) -> None:
+    said: list[str] = []
+    first = _vectors(encoder[0], _dataset(), said)
+    path = next((own_cache / "vectors").glob("*.npy"))
+    path.write_bytes(damage)
+    np.testing.assert_array_equal(first, _vectors(encoder[0], _dataset(), said))
+    assert any("damaged" in line for line in said)
+
+
+def test_other_weights_have_other_vectors(encoder: tuple[Encoder, _Counting]) -> None:
+    _vectors(encoder[0], _dataset(), [])
+    other = Encoder(encoder[0].codec, encoder[1], fingerprint="g", hidden=32)
+    _vectors(other, _dataset(), [])
+    assert encoder[1].rows == 80
+
+
+def test_a_row_for_bm25_and_one_a_budget(encoder: tuple[Encoder, _Counting]) -> None:
+    rows = quality(encoder[0], _dataset(), [0, 3], build="fake")
+    assert [(row.system, row.budget) for row in rows] == [
+        ("bm25", None),
+        ("t1-edge", 0),
+        ("t1-edge", 3),
+    ]
+    assert all(0 <= row.ndcg <= 1 and row.queries == 2 for row in rows)
+    assert rows[0].ndcg > 0.3
+    assert rows[1].thought_tokens == 0
+    assert rows[2].engine == "fake"
+
+
+def test_the_command_measures_a_real_build(
+    tiny_build: Callable[..., Build], tmp_path: Path, own_cache: Path
+) -> None:
+    data = _dataset()
+    records = {"corpus": data.documents, "queries": data.queries}
+    for name, texts in records.items():
+        lines = "".join(json.dumps({"_id": t.id, "text": t.text}) + "\n" for t in texts)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    judged = "".join(f"{q}\t{d}\t{n}\n" for q, hits in data.qrels.items() for d, n in hits.items())
+    (tmp_path / "qrels.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    build = str(tiny_build("llama", "portable").path)
+    arguments = ["bench", "quality", "--build", build, "--data", str(tmp_path), "--budget", "0,2"]
+    found = CliRunner().invoke(main, [*arguments, "--json"])
+    assert found.exit_code == 0, found.stderr
+    rows = json.loads(found.stdout)["rows"]
+    assert [row["system"] for row in rows] == ["bm25", "t1-edge", "t1-edge"]
+    assert {"budget", "ndcg@10", "recall@100", "queries"} <= rows[0].keys()
+    assert rows[1]["device"] == "cpu"
+    plain = CliRunner().invoke(main, arguments)
+    assert plain.stdout.splitlines()[0].split()[:3] == ["system", "budget", "nDCG@10"]
+    assert "40 document vectors are in the cache" in plain.stderr
+
+
+def test_latency_of_a_real_build(tiny_build: Callable[..., Build]) -> None:
+    build = str(tiny_build("llama", "portable").path)
+    arguments = ["bench", "latency", "--build", build, "--budget", "0"]
+    found = CliRunner().invoke(main, [*arguments, "--engine", "gguf", "--json"])
+    assert found.exit_code == 0, found.stderr
+    [row] = json.loads(found.stdout)["rows"]
+    assert row["engine"].startswith("llama.cpp")
+    assert row["peak_resident"] > row["weight_bytes"] > 0
+    assert len(row["query_samples"]["0"]) == 20
+    assert row["query_p50"]["0"] <= row["query_p95"]["0"]
+    assert row["bandwidth_share"] > 0
+    plain = CliRunner().invoke(main, [*arguments, "--engine", "onnx"])
+    assert "thinking, tokens/s" in plain.stdout
+
+
+def test_bandwidth_and_memory_are_plausible() -> None:
+    assert 1e8 < read_bandwidth(2) < 1e13
+    assert 1e7 < peak_resident_bytes() < 1e12
+
+
+def test_tables_are_aligned() -> None:
+    assert table(["a", "long"], [["xy", "1"], ["z", "22"]]).splitlines() == [
+        "a   long",
+        "--  ----",
+        "xy     1",
+        "z     22",
+    ]
