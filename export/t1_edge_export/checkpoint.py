@@ -15,6 +15,9 @@ from t1_edge.errors import CacheError, CheckpointError
 
 Float32Array = NDArray[np.float32]
 
+SLAB_ROWS: Final = 8192
+"""Rows of an embedding or a head that are in memory at once."""
+
 PULLED: Final = "model.gguf"
 """What `t1-edge pull` calls the file in a checkpoint's directory."""
 

@@ -115,10 +115,15 @@ def gguf_tokenizer(definition: str, vocabulary: int) -> GGUFTokenizer:
     return GGUFTokenizer(pre=pre, tokens=tokens, token_types=types, merges=merges)
 
 
-def _added_tokens(tokenizer: GGUFTokenizer) -> list[dict[str, Any]]:
+def added_token(at: int, token: str, *, special: bool) -> dict[str, Any]:
+    """An entry of tokenizer.json's `added_tokens`: matched exactly as it is spelled."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": at, "content": token, **flags, "special": special}
+
+
+def _added_tokens(tokenizer: GGUFTokenizer) -> list[dict[str, Any]]:
     return [
-        {"id": at, "content": token, **flags, "special": kind == CONTROL}
+        added_token(at, token, special=kind == CONTROL)
         for at, (token, kind) in enumerate(
             zip(tokenizer.tokens, tokenizer.token_types, strict=True)
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -30,10 +31,10 @@ from t1_edge.build import (
 )
 from t1_edge.contract import Codec, Contract
 from t1_edge.engines.select import require
-from t1_edge.errors import CheckpointError, GateError
+from t1_edge.errors import CheckpointError, GateError, MissingExtraError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.card import CARD, model_card
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding, Slab
 from t1_edge_export.decoder import Role, TensorSpec, tensors
 from t1_edge_export.gate import golden_rows, measure, misses
@@ -45,8 +46,6 @@ _ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
     "portable": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
     "float": {"embedding": "f32", "linear": "f32", "norm": "f32", "head": "f32"},
 }
-_SLAB_ROWS: Final = 8192
-"""Rows of the embedding that are in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +97,7 @@ def export(
     """
     for format in request.formats:
         require(format)
+        _require_writer(format)
     checkpoint = with_tokens(checkpoint, request.contract.added_tokens)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
     with staged(request.destination, force=request.force) as directory:
@@ -161,6 +161,12 @@ def _choose_encodings(decoder: Decoder, profile: Profile) -> dict[str, Encoding]
     return encodings
 
 
+def _require_writer(format: Format) -> None:
+    """Each container is written with the help of the package that has its format's name."""
+    if find_spec(format) is None:
+        raise MissingExtraError(format, "export")
+
+
 def _container(
     format: Format,
     directory: Path,
@@ -182,7 +188,7 @@ def _container(
 def _slabs(checkpoint: Checkpoint, encodings: Mapping[str, Encoding]) -> Iterator[Slab]:
     for spec in tensors(checkpoint.decoder):
         rows = spec.shape[0]
-        step = _SLAB_ROWS if spec.role in ("embedding", "head") else rows
+        step = SLAB_ROWS if spec.role in ("embedding", "head") else rows
         for start in range(0, rows, step):
             yield _encode(checkpoint, spec, encodings[spec.name], start, min(start + step, rows))
 

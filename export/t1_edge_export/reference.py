@@ -10,19 +10,15 @@ Qwen3), grouped queries 2305.13245, SwiGLU 2002.05202, normed queries and keys 2
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, layer_name, layer_tensors
 
 Float32Array = NDArray[np.float32]
-
-_SLAB_ROWS: Final = 8192
-"""Rows of the head that are in memory at once."""
 
 
 class Reference:
@@ -78,8 +74,8 @@ class Reference:
         name = EMBEDDING if self._decoder.tied else HEAD
         size = self._decoder.vocabulary
         read = partial(self._checkpoint.rows, name)
-        starts = range(0, size, _SLAB_ROWS)
-        slabs = [hidden @ read(at, min(at + _SLAB_ROWS, size)).T for at in starts]
+        starts = range(0, size, SLAB_ROWS)
+        slabs = [hidden @ read(at, min(at + SLAB_ROWS, size)).T for at in starts]
         return np.concatenate(slabs, axis=1)
 
     def _best(self, hidden: Float32Array) -> list[int]:

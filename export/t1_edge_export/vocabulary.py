@@ -4,19 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import EMBEDDING, HEAD
+from t1_edge_export.gguf_tokenizer import added_token
 
 Float32Array = NDArray[np.float32]
-
-_SLAB_ROWS: Final = 8192
 
 
 def with_tokens(checkpoint: Checkpoint, tokens: Sequence[str]) -> Checkpoint:
@@ -40,7 +38,9 @@ def with_tokens(checkpoint: Checkpoint, tokens: Sequence[str]) -> Checkpoint:
     if not missing:
         return checkpoint
     added = {first + at: token for at, token in enumerate(missing)}
-    definition["added_tokens"] += [_added_token(at, token) for at, token in added.items()]
+    definition["added_tokens"] += [
+        added_token(at, token, special=True) for at, token in added.items()
+    ]
     text = json.dumps(definition, ensure_ascii=False)
     return _Extended(base=checkpoint, tokenizer=text, first=first, count=len(missing))
 
@@ -82,12 +82,7 @@ class _Extended:
     def _mean(self, name: str) -> Float32Array:
         """Mean of the rows that belong to tokens, float32 [hidden]; padding is left out."""
         total = np.zeros(self.base.decoder.hidden)
-        for start in range(0, self.first, _SLAB_ROWS):
-            stop = min(start + _SLAB_ROWS, self.first)
+        for start in range(0, self.first, SLAB_ROWS):
+            stop = min(start + SLAB_ROWS, self.first)
             total += self.base.rows(name, start, stop).sum(axis=0, dtype=np.float64)
         return (total / self.first).astype(np.float32)
-
-
-def _added_token(at: int, token: str) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": at, "content": token, **flags, "special": True}

@@ -4,7 +4,6 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -155,7 +154,7 @@ class Encoder:
         A vector does not depend on what else is in `texts`, nor on its order.
 
         Args:
-            texts: The documents. Special tokens in them are plain text.
+            texts: The documents. Special tokens in them are plain text; empty text is allowed.
             truncate: Cut texts over the limit instead of raising.
             progress: Called with the number of documents that a finished batch held.
 
@@ -197,7 +196,7 @@ class Encoder:
         with self._turn:
             clock = [time.monotonic()]
             tokens = [row.tokens for row in rows]
-            with closing(self._engine.start(tokens, room=budget + 2)) as session:
+            with self._engine.start(tokens, room=budget + 2) as session:
                 if budget:
                     session.logits()
                 clock.append(time.monotonic())
@@ -221,7 +220,7 @@ class Encoder:
         ]
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
-        with self._turn, closing(self._engine.start(rows, room=1)) as session:
+        with self._turn, self._engine.start(rows, room=1) as session:
             return self._read(session)
 
     def _read(self, session: Session) -> Float32Array:

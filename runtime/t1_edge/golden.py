@@ -9,7 +9,7 @@ pickle. Its arrays: `tokens` int32 [total], `offsets` int64 [n + 1] into them, `
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -80,7 +80,7 @@ class Golden:
 
 def run_rows(engine: Engine, rows: Sequence[Sequence[int]]) -> Float32Array:
     """Unit vectors float32 [n, d] of whole rows, `emb_token` being the last token of each."""
-    with closing(engine.start([row[:-1] for row in rows], room=1)) as session:
+    with engine.start([row[:-1] for row in rows], room=1) as session:
         hidden = session.peek(rows[0][-1])
     return np.asarray(hidden / np.linalg.norm(hidden, axis=1, keepdims=True), np.float32)
 
