@@ -192,7 +192,7 @@ def test_a_thought_is_what_stands_between_its_tokens() -> None:
     engine.favourite = 70
     codec = encoder.codec
     row = [*codec.query("x").tokens, 70, 70, codec.close]
-    with closing(FakeSession(engine.table, [row], 1)) as session:
+    with closing(FakeEngine(vocabulary=400).start([row], room=1)) as session:
         expected = session.peek(codec.emb)[0]
     found = encoder.encode_query("x", budget=2).vector
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)

@@ -15,8 +15,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.errors import EngineError, InputError
-
 Float32Array = NDArray[np.float32]
 
 
@@ -95,30 +93,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the weights. Closing twice is harmless."""
-
-
-def check_rows(rows: Sequence[Sequence[int]], vocabulary: int, room: int, context: int) -> None:
-    """What every engine asks of the rows that a session starts with.
-
-    Raises:
-        InputError: If there is no row, a row is empty, or a token is not in the vocabulary.
-        EngineError: If the longest row and its room exceed the context.
-    """
-    if not rows or not all(rows):
-        raise InputError("a session needs at least one row, and a row at least one token")
-    outside = next((t for row in rows for t in row if not 0 <= t < vocabulary), None)
-    if outside is not None:
-        raise InputError(f"token {outside} is not one of the {vocabulary} of the vocabulary")
-    longest = max(map(len, rows)) + room
-    if longest > context:
-        raise EngineError(f"a row of {longest} tokens exceeds the context of {context}")
-
-
-def check_growth(row: int, length: int, limit: int) -> None:
-    """Whether a row may take one more token.
-
-    Raises:
-        EngineError: If the row has used up the room it was opened with.
-    """
-    if length + 1 > limit:
-        raise EngineError(f"row {row} is full: it was opened with room for {limit} tokens")

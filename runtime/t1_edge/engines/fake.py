@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from t1_edge.engines.base import EngineInfo, Float32Array, check_growth, check_rows
+from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.engines.rows import Rows
 
 _DECAY: Final = np.float32(0.9)
 _CONTEXT: Final = 8192
@@ -32,8 +33,8 @@ class FakeEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "FakeSession":
         """Open a session over a batch of token rows."""
-        check_rows(rows, len(self.table), room, _CONTEXT)
-        return FakeSession(self.table, rows, room)
+        ledger = Rows(rows, room=room, vocabulary=len(self.table), context=_CONTEXT)
+        return FakeSession(self.table, ledger)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -42,24 +43,21 @@ class FakeEngine:
 class FakeSession:
     """See `t1_edge.engines.base.Session`."""
 
-    def __init__(self, table: Float32Array, rows: Sequence[Sequence[int]], room: int) -> None:
+    def __init__(self, table: Float32Array, rows: Rows) -> None:
         self._table = table
-        self._rows = [list(row) for row in rows]
-        self._limits = [len(row) + room for row in rows]
+        self._rows = rows
 
     def append(self, tokens: Mapping[int, int]) -> None:
         """Add one token to the right end of some rows."""
-        for row, token in tokens.items():
-            check_growth(row, len(self._rows[row]), self._limits[row])
-            self._rows[row].append(token)
+        self._rows.append(tokens)
 
     def logits(self) -> Float32Array:
         """Inner products of each row's state with every token's vector."""
-        return np.stack([self._state(row) for row in self._rows]) @ self._table.T
+        return np.stack([self._state(row) for row in self._rows.tokens]) @ self._table.T
 
     def peek(self, token: int) -> Float32Array:
         """States of the rows with one more token."""
-        return np.stack([self._state([*row, token]) for row in self._rows])
+        return np.stack([self._state([*row, token]) for row in self._rows.tokens])
 
     def close(self) -> None:
         """Nothing to free."""

@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from t1_edge.build import Decoder
-from t1_edge.engines.base import EngineInfo, Float32Array, check_growth, check_rows
+from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.engines.rows import Rows
 from t1_edge.errors import EngineError, MissingExtraError
 
 _MOST_ROWS: Final = 64
@@ -77,14 +78,15 @@ class LlamaEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "LlamaSession":
         """Open a session over a batch of token rows; the one before must be closed."""
-        check_rows(rows, self.decoder.vocabulary, room, self.decoder.context)
+        decoder = self.decoder
+        ledger = Rows(rows, room=room, vocabulary=decoder.vocabulary, context=decoder.context)
         if len(rows) > _MOST_ROWS:
             raise EngineError(f"{len(rows)} rows at once; llama.cpp is given at most {_MOST_ROWS}")
         if self._in_use:
             raise EngineError("a session is still open; close it before starting another")
-        self._make_room(sum(map(len, rows)) + room * len(rows))
+        self._make_room(ledger.cells)
         self._in_use = True
-        return LlamaSession(self, rows, room)
+        return LlamaSession(self, ledger)
 
     def close(self) -> None:
         """Free the context and the weights."""
@@ -191,39 +193,33 @@ class LlamaEngine:
 class LlamaSession:
     """A batch of rows in the engine's cache. See `t1_edge.engines.base.Session`."""
 
-    def __init__(self, engine: LlamaEngine, rows: Sequence[Sequence[int]], room: int) -> None:
+    def __init__(self, engine: LlamaEngine, rows: Rows) -> None:
         self._engine = engine
-        decoder = engine.decoder
-        self._rows = [list(row) for row in rows]
-        self._limits = [len(row) + room for row in rows]
-        self._cached = [0] * len(rows)
-        self._scored = [False] * len(rows)
-        self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
-        self._hidden = np.zeros((len(rows), decoder.hidden), np.float32)
+        self._rows = rows
+        self._logits = np.zeros((len(rows), engine.decoder.vocabulary), np.float32)
+        self._hidden = np.zeros((len(rows), engine.decoder.hidden), np.float32)
         self._open = True
 
     def append(self, tokens: Mapping[int, int]) -> None:
         """Note one more token for some rows."""
-        for row, token in tokens.items():
-            check_growth(row, len(self._rows[row]), self._limits[row])
-            self._rows[row].append(token)
-            self._scored[row] = False
+        self._rows.append(tokens)
 
     def logits(self) -> Float32Array:
         """Scores of the next token after each row, float32 [rows, vocabulary]."""
-        for row, tokens in enumerate(self._rows):
+        rows = self._rows
+        for row, tokens in enumerate(rows.tokens):
             # A peek caches tokens without their logits: the last one has to run again.
-            if not self._scored[row] and self._cached[row] == len(tokens):
-                self._cached[row] -= 1
-                self._engine.forget_from(row, self._cached[row])
+            if not rows.scored[row] and rows.cached[row] == len(tokens):
+                rows.cached[row] -= 1
+                self._engine.forget_from(row, rows.cached[row])
         self._run_pending(scored=True)
-        self._scored = [True] * len(self._rows)
+        rows.scored = [True] * len(rows)
         return self._logits.copy()
 
     def peek(self, token: int) -> Float32Array:
         """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
         self._run_pending(scored=False)
-        ends = [_Entry(token, len(row), at, True) for at, row in enumerate(self._rows)]
+        ends = [_Entry(token, len(row), at, True) for at, row in enumerate(self._rows.tokens)]
         self._engine.hidden(ends, self._hidden)
         for entry in ends:
             self._engine.forget_from(entry.row, entry.position)
@@ -243,26 +239,27 @@ class LlamaSession:
 
     def _run_pending(self, *, scored: bool) -> None:
         """Cache the tokens that are not cached yet; with the last ones' logits if `scored`."""
-        if not any(self._cached):
+        if not any(self._rows.cached):
             self._run_prefix()
         entries = [
             _Entry(tokens[at], at, row, scored and at == len(tokens) - 1)
-            for row, tokens in enumerate(self._rows)
-            for at in range(self._cached[row], len(tokens))
+            for row, tokens in enumerate(self._rows.tokens)
+            for at in range(self._rows.cached[row], len(tokens))
         ]
         self._engine.logits(entries, self._logits)
-        self._cached = [len(tokens) for tokens in self._rows]
+        self._rows.keep()
 
     def _run_prefix(self) -> None:
         """Cache what all rows begin with, once; each row keeps a token of its own."""
-        columns = zip(*(row[:-1] for row in self._rows), strict=False)
+        rows = self._rows.tokens
+        columns = zip(*(row[:-1] for row in rows), strict=False)
         shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
-        if len(self._rows) == 1 or shared == 0:
+        if len(rows) == 1 or shared == 0:
             return
-        entries = [_Entry(self._rows[0][at], at, 0, False) for at in range(shared)]
+        entries = [_Entry(rows[0][at], at, 0, False) for at in range(shared)]
         self._engine.logits(entries, self._logits)
-        self._engine.share_prefix(len(self._rows), shared)
-        self._cached = [shared] * len(self._rows)
+        self._engine.share_prefix(len(rows), shared)
+        self._rows.cached = [shared] * len(rows)
 
 
 def _load_library() -> Any:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from t1_edge.build import Decoder
-from t1_edge.engines.base import EngineInfo, Float32Array, check_growth, check_rows
+from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.engines.rows import Rows
 from t1_edge.errors import EngineError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class OnnxEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
-        check_rows(rows, self._decoder.vocabulary, room, self._decoder.context)
-        return OnnxSession(self._session, self._decoder, rows, room)
+        decoder = self._decoder
+        ledger = Rows(rows, room=room, vocabulary=decoder.vocabulary, context=decoder.context)
+        return OnnxSession(self._session, decoder, ledger)
 
     def close(self) -> None:
         """Free the weights."""
@@ -69,44 +71,35 @@ class OnnxSession:
     """A batch of rows and its KV cache. See `t1_edge.engines.base.Session`."""
 
     def __init__(
-        self,
-        session: "onnxruntime.InferenceSession",
-        decoder: Decoder,
-        rows: Sequence[Sequence[int]],
-        room: int,
+        self, session: "onnxruntime.InferenceSession", decoder: Decoder, rows: Rows
     ) -> None:
         self._session = session
-        self._rows = [list(row) for row in rows]
-        self._limits = [len(row) + room for row in rows]
-        self._cached = np.zeros(len(rows), np.int32)
-        self._scored = np.zeros(len(rows), np.bool_)
+        self._rows = rows
         self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
-        self._cache = _allocate(decoder, len(rows), max(self._limits) + 1)
+        self._cache = _allocate(decoder, len(rows), rows.longest + 1)
 
     def append(self, tokens: Mapping[int, int]) -> None:
         """Note one more token for some rows."""
-        for row, token in tokens.items():
-            check_growth(row, len(self._rows[row]), self._limits[row])
-            self._rows[row].append(token)
-            self._scored[row] = False
+        self._rows.append(tokens)
 
     def logits(self) -> Float32Array:
         """Scores of the next token after each row, float32 [rows, vocabulary]."""
-        if not self._scored.all():
+        stale = [row for row, scored in enumerate(self._rows.scored) if not scored]
+        if stale:
             starts = [self._scoring_start(row) for row in range(len(self._rows))]
-            chunks = [row[start:] or [_PAD] for row, start in zip(self._rows, starts, strict=True)]
-            fresh = self._run(chunks, starts, "logits")
-            self._logits[~self._scored] = fresh[~self._scored]
-            self._scored[:] = True
-            self._keep()
+            tails = zip(self._rows.tokens, starts, strict=True)
+            fresh = self._run([row[start:] or [_PAD] for row, start in tails], starts, "logits")
+            self._logits[stale] = fresh[stale]
+            self._rows.scored = [True] * len(self._rows)
+            self._rows.keep()
         return self._logits.copy()
 
     def peek(self, token: int) -> Float32Array:
         """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
-        starts = self._cached.tolist()
-        chunks = [[*row[start:], token] for row, start in zip(self._rows, starts, strict=True)]
-        hidden = self._run(chunks, starts, "hidden")
-        self._keep()
+        starts = self._rows.cached
+        tails = zip(self._rows.tokens, starts, strict=True)
+        hidden = self._run([[*row[start:], token] for row, start in tails], starts, "hidden")
+        self._rows.keep()
         return hidden
 
     def close(self) -> None:
@@ -125,11 +118,8 @@ class OnnxSession:
         A row that has its logits runs padding behind its end; one whose last token was cached by a
         peek, which asks for no logits, runs that token again.
         """
-        length = len(self._rows[row])
-        return length if self._scored[row] else min(int(self._cached[row]), length - 1)
-
-    def _keep(self) -> None:
-        self._cached[:] = [len(row) for row in self._rows]
+        length = len(self._rows.tokens[row])
+        return length if self._rows.scored[row] else min(self._rows.cached[row], length - 1)
 
     def _run(self, chunks: list[list[int]], starts: list[int], output: str) -> Float32Array:
         """Run each row's chunk behind the tokens it has in the cache; one output, one position."""
