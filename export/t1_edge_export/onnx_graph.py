@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _CONTRIB: Final = "com.microsoft"
 _OPSETS: Final = {"": 21, _CONTRIB: 1}
 # int8 activations: the only level at which ONNX Runtime's CPU kernels are fast (4 bits) or usable
-# (8 bits). See docs/LOG.md for what the exact levels cost.
+# (8 bits). docs/LOG.md has what float32 activations would cost and give.
 _ACCURACY_LEVEL: Final = 4
 
 

@@ -181,8 +181,9 @@ class Encoder:
         )
 
     def close(self) -> None:
-        """Free the engine. The encoder cannot be used afterwards."""
-        self._engine.close()
+        """Free the engine once what runs has ended. The encoder cannot be used afterwards."""
+        with self._turn:
+            self._engine.close()
 
     def __enter__(self) -> "Encoder":
         return self

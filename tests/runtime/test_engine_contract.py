@@ -181,6 +181,17 @@ def test_a_row_that_is_full_says_so(case: Case) -> None:
             session.append({0: 4})
 
 
+def test_a_closed_engine_says_so(tiny_build: Callable[..., Build]) -> None:
+    for format in ("onnx", "gguf"):
+        engine = open_engine(tiny_build("llama", "float"), engine=format, threads=2)
+        session = engine.start([[1, 2]], room=1)
+        engine.close()
+        engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            engine.start([[1, 2]], room=1)
+        session.close()
+
+
 def test_closing_twice_is_harmless_and_frees_the_engine(case: Case) -> None:
     session = case.engine.start([[1, 2]], room=1)
     session.close()

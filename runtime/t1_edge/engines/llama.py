@@ -78,6 +78,8 @@ class LlamaEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "LlamaSession":
         """Open a session over a batch of token rows; the one before must be closed."""
+        if not self._model:
+            raise EngineError("the engine is closed")
         decoder = self.decoder
         ledger = Rows(rows, room=room, vocabulary=decoder.vocabulary, context=decoder.context)
         if len(rows) > _MOST_ROWS:
@@ -116,28 +118,36 @@ class LlamaEngine:
 
     def hidden(self, entries: Sequence[_Entry], out: Float32Array) -> None:
         """Decode one token a row with embeddings on, and read hidden states into `out`."""
-        self._api.llama_set_embeddings(self._context, True)
+        context = self._open_context()
+        self._api.llama_set_embeddings(context, True)
         try:
             self._decode(entries, self._api.llama_get_embeddings_ith, out)
         finally:
-            self._api.llama_set_embeddings(self._context, False)
+            self._api.llama_set_embeddings(context, False)
 
     @property
     def _memory(self) -> Any:
-        return self._api.llama_get_memory(self._context)
+        return self._api.llama_get_memory(self._open_context())
+
+    def _open_context(self) -> Any:
+        """The context; llama.cpp would crash on none."""
+        if not self._context:
+            raise EngineError("the engine was closed under its session")
+        return self._context
 
     def _decode(
         self, entries: Sequence[_Entry], read: Callable[[Any, int], Any], out: Float32Array
     ) -> None:
+        context = self._open_context()
         for at in range(0, len(entries), _BATCH):
             part = entries[at : at + _BATCH]
             self._fill(part)
-            status = self._api.llama_decode(self._context, self._batch)
+            status = self._api.llama_decode(context, self._batch)
             if status != 0:
                 raise EngineError(f"llama.cpp failed on {len(part)} tokens: {_last_words()}")
             for index, entry in enumerate(part):
                 if entry.output:
-                    numbers = read(self._context, index)
+                    numbers = read(context, index)
                     out[entry.row] = np.ctypeslib.as_array(numbers, (out.shape[1],))
 
     def _fill(self, entries: Sequence[_Entry]) -> None:

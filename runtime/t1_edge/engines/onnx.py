@@ -44,6 +44,7 @@ class OnnxEngine:
         except ImportError as e:
             raise MissingExtraError("onnxruntime", "cpu") from e
         self._decoder = decoder
+        self._session: onnxruntime.InferenceSession | None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -58,13 +59,15 @@ class OnnxEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
+        if self._session is None:
+            raise EngineError("the engine is closed")
         decoder = self._decoder
         ledger = Rows(rows, room=room, vocabulary=decoder.vocabulary, context=decoder.context)
         return OnnxSession(self._session, decoder, ledger)
 
     def close(self) -> None:
         """Free the weights."""
-        del self._session
+        self._session = None
 
 
 class OnnxSession:
