@@ -48,6 +48,7 @@ def random_model(family: Family, tied: bool) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # tiny matrices: a second thread only waits, long on a busy machine
     shape: dict[str, Any] = {
         "hidden_size": 64,
         "num_hidden_layers": 3,

@@ -45,7 +45,7 @@ def case(request: pytest.FixtureRequest, tiny_build: Callable[..., Build]) -> It
     if format == "fake":
         engine = FakeEngine(vocabulary=384)
     else:
-        engine = open_engine(tiny_build(family, "float"), engine=format, threads=2)
+        engine = open_engine(tiny_build(family, "float"), engine=format, threads=1)
     batch, split = TOLERANCES[format]
     yield Case(engine=engine, batch=batch, split=split)
     engine.close()
@@ -183,7 +183,7 @@ def test_a_row_that_is_full_says_so(case: Case) -> None:
 
 def test_a_closed_engine_says_so(tiny_build: Callable[..., Build]) -> None:
     for format in ("onnx", "gguf"):
-        engine = open_engine(tiny_build("llama", "float"), engine=format, threads=2)
+        engine = open_engine(tiny_build("llama", "float"), engine=format, threads=1)
         session = engine.start([[1, 2]], room=1)
         engine.close()
         engine.close()
