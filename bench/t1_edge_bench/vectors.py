@@ -46,7 +46,10 @@ def document_vectors(
     cut = int(embedded.truncated.sum())
     rate = int(embedded.tokens.sum()) / max(embedded.seconds, 1e-9)
     say(f"{len(texts)} documents encoded at {rate:,.0f} tokens/s, {cut} of them cut to the limit")
-    _write(path, embedded.vectors)
+    try:
+        _write(path, embedded.vectors)
+    except OSError as e:
+        say(f"the vectors are not kept for another time: {path}: {e.strerror or e}")
     return embedded.vectors
 
 

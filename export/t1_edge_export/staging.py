@@ -23,7 +23,7 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
         The staging directory, empty. It is removed if the block raises.
 
     Raises:
-        ExportError: If the destination exists without `force`, or cannot be written.
+        ExportError: If the destination exists without `force`, or something cannot be written.
     """
     if destination.exists() and not force:
         raise ExportError(f"{destination} exists already; --force replaces it")
@@ -36,6 +36,8 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
     try:
         yield staging
         _publish(staging, destination)
+    except OSError as e:
+        raise ExportError(f"nothing was published at {destination}: {e}") from e
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -45,13 +47,10 @@ def _publish(staging: Path, destination: Path) -> None:
     for path in staging.iterdir():
         _flush(path)
     _flush(staging)
-    try:
-        if destination.exists():
-            _swap(staging, destination)
-        else:
-            staging.rename(destination)
-    except OSError as e:
-        raise ExportError(f"cannot publish {destination}: {e.strerror}") from e
+    if destination.exists():
+        _swap(staging, destination)
+    else:
+        staging.rename(destination)
 
 
 def _swap(staging: Path, destination: Path) -> None:

@@ -19,7 +19,10 @@ def test_a_build_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), staged(tmp_path / "build", force=False) as staging:
+    with (
+        pytest.raises(ExportError, match="nothing was published"),
+        staged(tmp_path / "build", force=False) as staging,
+    ):
         staging.write_text("a directory takes no text")
     assert os.listdir(tmp_path) == []
 

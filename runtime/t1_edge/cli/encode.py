@@ -90,8 +90,11 @@ def _save(path: str, rows: list[dict[str, Any]]) -> None:
     import numpy as np
 
     vectors = np.array([row["vector"] for row in rows], np.float32)
-    with open(path, "wb") as file:
-        np.save(file, vectors, allow_pickle=False)
+    try:
+        with open(path, "wb") as file:
+            np.save(file, vectors, allow_pickle=False)
+    except OSError as e:
+        raise click.FileError(path, e.strerror or str(e)) from e
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

@@ -12,9 +12,14 @@ import click
 _SECONDS_BETWEEN_LINES: Final = 5.0
 
 
+_CLEAR_LINE: Final = "\r\x1b[K"
+_bars: Final[list[str]] = []
+"""Labels of the bars on the screen: talk clears their line instead of running on in it."""
+
+
 def say(text: str) -> None:
     """A line of talk."""
-    click.echo(text, err=True)
+    click.echo(f"{_CLEAR_LINE if _bars else ''}{text}", err=True)
 
 
 def put_json(data: object) -> None:
@@ -35,7 +40,11 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """
     if sys.stderr.isatty():
         with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-            yield bar.update
+            _bars.append(label)
+            try:
+                yield bar.update
+            finally:
+                _bars.pop()
     else:
         yield _lines(total, label)
 
