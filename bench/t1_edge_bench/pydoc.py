@@ -2,8 +2,7 @@
 
 The passages come from `pydoc_data.topics`, the text behind `help("topics")`. The questions were
 written for this project, in the words of someone who does not know the term, and are judged by
-topic: the topics' names are the same in Python 3.11 to 3.14 (CPython's list of them, in
-Doc/tools/extensions, has only grown), while their wording is not.
+topic: the topics' names are the same in Python 3.11, 3.12 and 3.13, while their wording is not.
 """
 
 import re
@@ -18,9 +17,23 @@ import msgspec
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.ranking import Run
 
-_UNDERLINE: Final = re.compile(r"[-*=~^+|]{3,}")
-_MAX_WORDS: Final = 60
-_PER_TOPIC: Final = 8
+_RULE: Final = re.compile(r"[-*=~^]{3,}")
+"""What underlines a title."""
+
+_BORDER: Final = re.compile(r"[-=+|\s]+")
+"""A line between two rows of a table."""
+
+_SENTENCE: Final = re.compile(r'(?<=[.:;])\s+(?=[A-Z"“(*])')
+
+_SIGNATURE: Final = re.compile(r"(class |classmethod |static )?[\w.]+[(\[].*[)\]]")
+"""The head of an entry, as in "str.split(sep=None)": it belongs to what follows."""
+
+_SET_ASIDE: Final = re.compile(
+    r"(New|Added|Changed|Deprecated|Removed) (in|since) version|Deprecated since|See also:"
+    r"|Raises an auditing event|\*\*PEP |\*\*Source code|-\[|>>>|(Note|Notes|Warning):$"
+)
+"""Paragraphs that explain nothing: history, references, interpreter sessions."""
+
 _COLLECTIONS: Final = ("compound", "specialnames", "types")
 """Topics that repeat several others whole, section after section."""
 
@@ -35,28 +48,42 @@ class Passage:
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A question, and the topics whose text answers it."""
+    """A question, and the topics whose text answers it.
+
+    Attributes:
+        id: "q001" and so on.
+        text: The question, which avoids the reference's own terms.
+        topics: All the topics that answer it.
+        answers: A few words of the reference for each place that answers it, so that what is
+            searched holds that place. Never shown to a model.
+    """
 
     id: str
     text: str
     topics: tuple[str, ...]
+    answers: tuple[str, ...]
 
 
 @cache
-def passages() -> tuple[Passage, ...]:
-    """A few hundred passages of at most 60 words, in the order of the topics' names.
+def passages(*, max_words: int = 60, per_topic: int = 5) -> tuple[Passage, ...]:
+    """A few hundred passages, in the order of the topics' names.
 
-    Up to eight of each topic, spread evenly over it: what a long topic explains does not all stand
-    at its beginning.
+    Of each topic come the passages that answer a question, and others spread evenly over it until
+    there are `per_topic`: what a long topic explains does not all stand at its beginning.
+
+    Args:
+        max_words: The most words of a passage, the title of its section included.
+        per_topic: How many passages of a topic, if it has as many; more only if more answer.
+
+    Returns:
+        The passages; the same ones whenever Python's version is the same.
     """
     from pydoc_data.topics import topics
 
     found: list[Passage] = []
-    for topic in sorted(topics.keys() - _COLLECTIONS):
-        pieces = _spread(list(_pieces(topics[topic])))
-        found += [
-            Passage(id=f"{topic}#{at}", topic=topic, text=piece) for at, piece in enumerate(pieces)
-        ]
+    for topic in sorted(topics.keys() - set(_COLLECTIONS)):
+        kept = _selected(list(_pieces(topics[topic], max_words)), _answers(topic), per_topic)
+        found += [Passage(id=f"{topic}#{at}", topic=topic, text=text) for at, text in kept]
     return tuple(found)
 
 
@@ -92,24 +119,73 @@ def by_topic(run: Run) -> Run:
     return found
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Paragraphs, gathered up to the limit of words; a longer one is cut at it."""
+def _answers(topic: str) -> list[str]:
+    asked = (question for question in questions() if topic in question.topics)
+    return [answer for question in asked for answer in question.answers]
+
+
+def _selected(pieces: list[str], answers: list[str], wanted: int) -> list[tuple[int, str]]:
+    """The pieces that hold an answer, and others spread evenly, with their places in the topic."""
+    firsts = (next((at for at, text in enumerate(pieces) if a in text), None) for a in answers)
+    kept = {at for at in firsts if at is not None}
+    others = [at for at in range(len(pieces)) if at not in kept]
+    kept.update(_spread(others, wanted - len(kept)))
+    return [(at, pieces[at]) for at in sorted(kept)]
+
+
+def _spread(places: list[int], wanted: int) -> list[int]:
+    if len(places) <= wanted:
+        return places
+    return [places[at * len(places) // wanted] for at in range(max(wanted, 0))]
+
+
+def _pieces(text: str, max_words: int) -> Iterator[str]:
+    """Neighbouring paragraphs of one section up to the limit, each piece under the title."""
+    section = ""
     gathered: list[str] = []
-    for paragraph in text.split("\n\n"):
-        words = _UNDERLINE.sub(" ", paragraph).split()
-        if len(gathered) + len(words) > _MAX_WORDS and gathered:
-            yield " ".join(gathered)
-            gathered = []
-        gathered += words
-        while len(gathered) > _MAX_WORDS:
-            yield " ".join(gathered[:_MAX_WORDS])
-            gathered = gathered[_MAX_WORDS:]
+    for title, paragraph in _paragraphs(text):
+        room = max_words - len(title.split())
+        for words in _portions(paragraph, room):
+            if gathered and (title != section or len(gathered) + len(words) > room):
+                yield f"{section}: {' '.join(gathered)}"
+                gathered = []
+            section = title
+            gathered += words
     if gathered:
-        yield " ".join(gathered)
+        yield f"{section}: {' '.join(gathered)}"
 
 
-def _spread(pieces: list[str]) -> list[str]:
-    if len(pieces) <= _PER_TOPIC:
-        return pieces
-    step = (len(pieces) - 1) / (_PER_TOPIC - 1)
-    return [pieces[round(at * step)] for at in range(_PER_TOPIC)]
+def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
+    """Paragraphs, each with the title of its section; no grammar, sessions, or references."""
+    title = head = ""
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        if len(lines) > 1 and _RULE.fullmatch(lines[1]):
+            title, lines = lines[0], lines[2:]
+        paragraph = " ".join(word for line in lines for word in _words(line))
+        if not paragraph or "::=" in paragraph or _SET_ASIDE.match(paragraph):
+            continue
+        if _SIGNATURE.fullmatch(paragraph):
+            head += paragraph + " "
+            continue
+        yield title, head + paragraph
+        head = ""
+    if head:
+        yield title, head
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line, without what draws a table around them."""
+    if _RULE.fullmatch(line):
+        return []
+    if line[0] in "+|" and line[-1] in "+|":
+        line = "" if _BORDER.fullmatch(line) else line.strip("|").replace(" | ", " ")
+    return line.split()
+
+
+def _portions(paragraph: str, room: int) -> list[list[str]]:
+    """A paragraph if it fits, else its sentences, else words."""
+    if len(paragraph.split()) <= room:
+        return [paragraph.split()]
+    sentences = [sentence.split() for sentence in _SENTENCE.split(paragraph)]
+    return [words[at : at + room] for words in sentences for at in range(0, len(words), room)]
