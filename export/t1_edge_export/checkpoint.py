@@ -81,8 +81,8 @@ def find_checkpoint(name_or_path: str) -> Path:
     if len(path.parts) == 1 and pulled.is_file():
         return pulled
     raise CacheError(
-        f"no checkpoint {name_or_path!r}: no such file or folder, and not in the cache; "
-        f"bring it with: t1-edge pull {name_or_path}"
+        f"no checkpoint {name_or_path!r}: no such file or folder, and no such name in the cache; "
+        "bring one that has a name with: t1-edge pull NAME"
     )
 
 
