@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from t1_edge.build import Build
 from t1_edge.engines.base import Engine
 from t1_edge.engines.fake import FakeEngine
+from t1_edge.engines.onnx import OnnxEngine
 from t1_edge.engines.select import open_engine
 from t1_edge.errors import EngineError, InputError
 
@@ -197,3 +198,22 @@ def test_closing_twice_is_harmless_and_frees_the_engine(case: Case) -> None:
     session.close()
     session.close()
     assert np.isfinite(_peek(case.engine, [[1, 2]])).all()
+
+
+def test_a_twin_changes_nothing_where_kernels_agree(tiny_build: Callable[..., Build]) -> None:
+    """The way that processors take whose kernels differ by the number of rows."""
+    build = tiny_build("qwen3", "float")
+    found = []
+    for twin in (False, True):
+        with closing(open_engine(build, engine="onnx", threads=1)) as engine:
+            assert isinstance(engine, OnnxEngine)
+            engine.twin = twin
+            with closing(engine.start([[1, 2, 3]], room=12)) as session:
+                logits = []
+                for token in range(4, 9):
+                    logits.append(session.logits())
+                    session.append({0: token})
+                found.append((np.concatenate(logits), session.peek(PEEKED)))
+    for alone, beside in zip(*found, strict=True):
+        np.testing.assert_allclose(alone, beside, atol=1e-4, rtol=0)
+        assert alone.shape == beside.shape

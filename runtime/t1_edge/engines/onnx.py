@@ -4,6 +4,11 @@ Rows are padded on the right, and the attention takes each row's true length; pa
 would silently give wrong vectors. Past and present are bound to one preallocated buffer, so a step
 copies no cache. Padding and peeked tokens are written behind a row's end in that buffer, where the
 next token overwrites them: peeking needs nothing undone.
+
+On some processors (AVX2 without VNNI) one row is multiplied by other kernels than several, whose
+sums are rounded otherwise, and activations of 8 bits make much of little. Where a probe at load
+shows that, a single row steps beside a twin of padding, so that a query alone thinks what it thinks
+in a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +36,9 @@ class OnnxEngine:
         decoder: The shape that the manifest gives.
         threads: CPU threads.
 
+    Attributes:
+        twin: Whether a single row steps beside a row of padding; what a probe at load found.
+
     Raises:
         MissingExtraError: If onnxruntime is not installed.
         EngineError: If ONNX Runtime refuses the graph.
@@ -56,6 +64,7 @@ class OnnxEngine:
             raise EngineError(f"ONNX Runtime cannot open {model}: {e}") from e
         library = f"onnxruntime {onnxruntime.__version__}"
         self.info = EngineInfo(engine="onnx", library=library, device="cpu", threads=threads)
+        self.twin = not np.array_equal(self._probe(twin=False), self._probe(twin=True))
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
@@ -63,7 +72,17 @@ class OnnxEngine:
             raise EngineError("the engine is closed")
         decoder = self._decoder
         ledger = Rows(rows, room=room, vocabulary=decoder.vocabulary, context=decoder.context)
-        return OnnxSession(self._session, decoder, ledger)
+        return OnnxSession(self._session, decoder, ledger, twin=self.twin)
+
+    def _probe(self, *, twin: bool) -> Float32Array:
+        """A hidden state that comes out of one-token steps of a single row."""
+        decoder = self._decoder
+        row = Rows([[1, 2, 3]], room=3, vocabulary=decoder.vocabulary, context=decoder.context)
+        with OnnxSession(self._session, decoder, row, twin=twin) as session:
+            session.logits()
+            session.append({0: 1})
+            session.logits()
+            return session.peek(2)
 
     def close(self) -> None:
         """Free the weights."""
@@ -74,12 +93,20 @@ class OnnxSession:
     """A batch of rows and its KV cache. See `t1_edge.engines.base.Session`."""
 
     def __init__(
-        self, session: "onnxruntime.InferenceSession", decoder: Decoder, rows: Rows
+        self,
+        session: "onnxruntime.InferenceSession",
+        decoder: Decoder,
+        rows: Rows,
+        *,
+        twin: bool,
     ) -> None:
         self._session = session
         self._rows = rows
         self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
-        self._cache = _allocate(decoder, len(rows), rows.longest + 1)
+        self._twin = twin and len(rows) == 1
+        caches = _allocate(decoder, len(rows) + self._twin, rows.longest + 1)
+        # The row alone is the first part of the same memory.
+        self._caches = {n: _bindable(caches, n) for n in (len(rows), len(rows) + self._twin)}
 
     def append(self, tokens: Mapping[int, int]) -> None:
         """Note one more token for some rows."""
@@ -107,7 +134,7 @@ class OnnxSession:
 
     def close(self) -> None:
         """Free the KV cache."""
-        self._cache.clear()
+        self._caches.clear()
 
     def __enter__(self) -> "OnnxSession":
         return self
@@ -128,6 +155,8 @@ class OnnxSession:
         """Run each row's chunk behind the tokens it has in the cache; one output, one position."""
         from onnxruntime import OrtValue, RunOptions
 
+        if self._twin and len(chunks[0]) == 1:
+            chunks, starts = [*chunks, [_PAD]], [*starts, 0]
         counts = np.array([len(chunk) for chunk in chunks], np.int32)
         ids = np.full((len(chunks), counts.max()), _PAD, np.int64)
         for row, chunk in enumerate(chunks):
@@ -143,7 +172,7 @@ class OnnxSession:
         }
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.asarray(value)))
-        for name, value in self._cache.items():
+        for name, value in self._caches[len(chunks)].items():
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
         binding.bind_output(output)
@@ -153,13 +182,18 @@ class OnnxSession:
             self._session.run_with_iobinding(binding, options)
         except Exception as e:  # the bindings raise one class an error code, without a base
             raise EngineError(f"ONNX Runtime failed on a chunk of {ids.shape}: {e}") from e
-        return np.asarray(binding.get_outputs()[-1].numpy(), np.float32)
+        return np.asarray(binding.get_outputs()[-1].numpy()[: len(self._rows)], np.float32)
 
 
-def _allocate(decoder: Decoder, rows: int, capacity: int) -> dict[str, "onnxruntime.OrtValue"]:
+def _allocate(decoder: Decoder, rows: int, capacity: int) -> dict[str, Float32Array]:
     """Zeroed keys and values, float32 [rows, kv_heads, capacity, head_dim] each, by suffix."""
-    from onnxruntime import OrtValue
-
     shape = (rows, decoder.kv_heads, capacity, decoder.head_dim)
     names = [f"{what}.{layer}" for layer in range(decoder.layers) for what in ("key", "value")]
-    return {name: OrtValue.ortvalue_from_shape_and_type(shape, np.float32) for name in names}
+    return {name: np.zeros(shape, np.float32) for name in names}
+
+
+def _bindable(caches: Mapping[str, Float32Array], rows: int) -> dict[str, "onnxruntime.OrtValue"]:
+    """The first rows of the caches, as values that share their memory."""
+    from onnxruntime import OrtValue
+
+    return {name: OrtValue.ortvalue_from_numpy(cache[:rows]) for name, cache in caches.items()}
