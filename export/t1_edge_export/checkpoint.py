@@ -3,6 +3,7 @@
 A checkpoint is never held whole: `Checkpoint.rows` maps the file and converts what is asked for.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -94,3 +95,21 @@ def check_finite(weights: Float32Array, name: str, path: Path) -> None:
     """
     if not np.isfinite(weights).all():
         raise CheckpointError(f"{path}: {name} holds weights that are NaN or infinite")
+
+
+def check_nothing_left(names: Iterable[str], path: Path) -> None:
+    """Whether a decoder's tensors are all that there are: a bias left out gives other vectors.
+
+    Args:
+        names: Tensors of the checkpoint that the decoder has no use for.
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: If there is one.
+    """
+    first = min(names, default=None)
+    if first is not None:
+        raise CheckpointError(
+            f"{path} has a tensor {first}, which its architecture does not use: it is another "
+            "model than it says, and would give other vectors without it"
+        )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source, sha256_file
 from t1_edge.errors import CheckpointError, MissingExtraError
-from t1_edge_export.checkpoint import check_finite
+from t1_edge_export.checkpoint import check_finite, check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, TensorSpec, layer_name, tensors
 from t1_edge_export.gguf_tokenizer import GGUFTokenizer, tokenizer_json
 
@@ -73,8 +73,10 @@ class GGUFCheckpoint:
         self._tensors: dict[str, ReaderTensor] = {t.name: t for t in self._reader.tensors}
         self._decoder = self._read_decoder()
         self._names = gguf_names(self._decoder)
-        for spec in tensors(self._decoder):
+        specs = {self._names[spec.name]: spec for spec in tensors(self._decoder)}
+        for spec in specs.values():
             self._check_shape(spec)
+        check_nothing_left(self._tensors.keys() - specs.keys(), path)
 
     @property
     def decoder(self) -> Decoder:
@@ -87,13 +89,12 @@ class GGUFCheckpoint:
         model = self._field("tokenizer.ggml.model")
         if model != "gpt2":
             raise CheckpointError(f"{self._path}: its tokenizer is a {model!r}; known is 'gpt2'")
-        found = GGUFTokenizer(
-            pre=self._field("tokenizer.ggml.pre"),
-            tokens=self._field("tokenizer.ggml.tokens"),
-            token_types=self._field("tokenizer.ggml.token_type"),
-            merges=self._field("tokenizer.ggml.merges"),
-        )
-        return tokenizer_json(found)
+        keys = {"pre": "pre", "tokens": "tokens", "token_types": "token_type", "merges": "merges"}
+        found = {part: self._field(f"tokenizer.ggml.{key}") for part, key in keys.items()}
+        try:
+            return tokenizer_json(msgspec.convert(found, GGUFTokenizer))
+        except (msgspec.ValidationError, CheckpointError) as e:
+            raise CheckpointError(f"{self._path}: {e}") from e
 
     @cached_property
     def source(self) -> Source:
@@ -110,7 +111,9 @@ class GGUFCheckpoint:
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor, dequantized, in Hugging Face's order."""
-        tensor = self._tensors[self._names[name]]
+        tensor = self._tensors.get(self._names.get(name, name))
+        if tensor is None:
+            raise CheckpointError(f"{self._path} has no tensor {name}")
         heads = rotated_heads(name, self._decoder)
         data = tensor.data[stored_rows(heads, len(tensor.data))[start:stop]]
         weights = _dequantize(data, tensor)
@@ -121,19 +124,32 @@ class GGUFCheckpoint:
         family = self._field("general.architecture")
         if family not in ("llama", "qwen3"):
             raise CheckpointError(f"{self._path} is a {family!r}; known are 'llama' and 'qwen3'")
-        self._refuse_rope_scaling(family)
+        self._refuse_other_rope(family)
+
+        try:
+            return msgspec.convert(self._read_shape(family), Decoder)
+        except (msgspec.ValidationError, TypeError) as e:
+            raise CheckpointError(f"{self._path}: {e}") from e
+
+    def _read_shape(self, family: str) -> dict[str, Any]:
+        """What `Decoder` wants to know, by its names, as the file has it."""
 
         def get(key: str, *default: Any) -> Any:
             return self._field(f"{family}.{key}", *default)
 
         heads, hidden = get("attention.head_count"), get("embedding_length")
-        found = {
+        if not isinstance(heads, int) or heads < 1:
+            raise CheckpointError(f"{self._path}: attention.head_count is {heads!r}")
+        head_dim = get("attention.key_length", hidden // heads)
+        if get("rope.dimension_count", head_dim) != head_dim:
+            raise CheckpointError(f"{self._path} rotates a part of each head, which is not written")
+        return {
             "family": family,
             "hidden": hidden,
             "layers": get("block_count"),
             "heads": heads,
             "kv_heads": get("attention.head_count_kv", heads),
-            "head_dim": get("attention.key_length", hidden // heads),
+            "head_dim": head_dim,
             "intermediate": get("feed_forward_length"),
             "vocabulary": len(self._field("tokenizer.ggml.tokens")),
             "positions": get("context_length"),
@@ -141,21 +157,23 @@ class GGUFCheckpoint:
             "norm_epsilon": get("attention.layer_norm_rms_epsilon"),
             "tied": "output.weight" not in self._tensors,
         }
-        try:
-            return msgspec.convert(found, Decoder)
-        except msgspec.ValidationError as e:
-            raise CheckpointError(f"{self._path}: {e}") from e
 
-    def _refuse_rope_scaling(self, family: str) -> None:
+    def _refuse_other_rope(self, family: str) -> None:
+        """A factor without a type scales linearly; it once had another name."""
         kind = self._field(f"{family}.rope.scaling.type", "none")
-        if kind != "none" or "rope_freqs.weight" in self._tensors:
+        keys = (f"{family}.rope.scaling.factor", f"{family}.rope.scale_linear")
+        scaled = any(self._field(key, 1.0) not in (0.0, 1.0) for key in keys)
+        if kind != "none" or scaled or "rope_freqs.weight" in self._tensors:
             raise CheckpointError(f"{self._path} asks for rope scaling; only plain rope is written")
 
     def _field(self, key: str, *default: Any) -> Any:
         field = self._reader.get_field(key)
         if field is None and not default:
             raise CheckpointError(f"{self._path} has no {key!r}: it is not a decoder's GGUF")
-        return default[0] if field is None else field.contents()
+        try:
+            return default[0] if field is None else field.contents()
+        except ValueError as e:  # bytes that are no UTF-8
+            raise CheckpointError(f"{self._path} is damaged: {key}: {e}") from e
 
     def _check_shape(self, spec: TensorSpec) -> None:
         name = self._names[spec.name]

@@ -67,8 +67,11 @@ def tokenizer_json(tokenizer: GGUFTokenizer) -> str:
     """The text of a tokenizer.json that cuts and merges as the GGUF says.
 
     Raises:
-        CheckpointError: If the way of cutting text has an unknown name.
+        CheckpointError: If the way of cutting text has an unknown name, or tokens lack a type.
     """
+    if len(tokenizer.tokens) != len(tokenizer.token_types):
+        counts = f"{len(tokenizer.tokens)} tokens but {len(tokenizer.token_types)} token types"
+        raise CheckpointError(f"the tokenizer has {counts}")
     if tokenizer.pre not in _PRE_TOKENIZERS:
         known = ", ".join(_PRE_TOKENIZERS)
         raise CheckpointError(f"unknown pre-tokenizer {tokenizer.pre!r}; known are {known}")
@@ -97,12 +100,19 @@ def gguf_tokenizer(definition: str, vocabulary: int) -> GGUFTokenizer:
         vocabulary: Rows of the model's embedding; ids without a token become unused ones.
 
     Raises:
-        ExportError: If it is not a byte-level BPE whose way of cutting text has a name.
+        ExportError: If it is not a byte-level BPE whose way of cutting text has a name, or it has
+            more ids than the embedding has rows.
     """
     parts = json.loads(definition)
     model = parts["model"]
-    if model.get("type") != "BPE":
-        raise ExportError(f"the tokenizer is a {model.get('type')}, GGUF builds need BPE")
+    kind = model.get("type", "BPE" if "merges" in model else "(unnamed)")  # older files name none
+    if kind != "BPE":
+        raise ExportError(f"the tokenizer is a {kind}, GGUF builds need BPE")
+    pre = _name_of(parts.get("pre_tokenizer"))
+    _check_normalizer(parts.get("normalizer"))
+    size = 1 + max([*model["vocab"].values(), *(t["id"] for t in parts["added_tokens"])])
+    if size > vocabulary:
+        raise ExportError(f"the tokenizer has {size} ids, the embedding only {vocabulary} rows")
     tokens = [f"[PAD{at}]" for at in range(vocabulary)]
     types = [UNUSED] * vocabulary
     for token, at in model["vocab"].items():
@@ -111,7 +121,6 @@ def gguf_tokenizer(definition: str, vocabulary: int) -> GGUFTokenizer:
         at = added["id"]
         tokens[at], types[at] = added["content"], CONTROL if added["special"] else USER_DEFINED
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    pre = _name_of(parts["pre_tokenizer"])
     return GGUFTokenizer(pre=pre, tokens=tokens, token_types=types, merges=merges)
 
 
@@ -132,6 +141,9 @@ def _added_tokens(tokenizer: GGUFTokenizer) -> list[dict[str, Any]]:
 
 
 def _bpe(tokenizer: GGUFTokenizer) -> dict[str, Any]:
+    # Unused ids at the end are an embedding's padding; a new token may take the first of them.
+    used = [at for at, kind in enumerate(tokenizer.token_types) if kind != UNUSED]
+    tokens = tokenizer.tokens[: max(used, default=-1) + 1]
     return {
         "type": "BPE",
         "dropout": None,
@@ -141,13 +153,13 @@ def _bpe(tokenizer: GGUFTokenizer) -> dict[str, Any]:
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": tokenizer.pre == "llama-bpe",
-        "vocab": {token: at for at, token in enumerate(tokenizer.tokens)},
+        "vocab": {token: at for at, token in enumerate(tokens)},
         "merges": [merge.split(" ", 1) for merge in tokenizer.merges],
     }
 
 
-def _name_of(pre_tokenizer: Mapping[str, Any]) -> str:
-    wanted = _without_defaults(pre_tokenizer)
+def _name_of(pre_tokenizer: Mapping[str, Any] | None) -> str:
+    wanted = _without_defaults(pre_tokenizer or {})
     for name, known in _PRE_TOKENIZERS.items():
         if wanted == _without_defaults(known):
             return name
@@ -155,6 +167,15 @@ def _name_of(pre_tokenizer: Mapping[str, Any]) -> str:
         "llama.cpp has no name that is known here for this way of cutting text: "
         f"{json.dumps(pre_tokenizer)}; export with --format onnx"
     )
+
+
+def _check_normalizer(normalizer: Mapping[str, Any] | None) -> None:
+    """llama.cpp normalises nothing. NFC, which leaves nearly every text as it is, is let pass."""
+    if normalizer is not None and normalizer != {"type": "NFC"}:
+        raise ExportError(
+            f"llama.cpp does not normalise text, the tokenizer does: {json.dumps(normalizer)}; "
+            "export with --format onnx"
+        )
 
 
 def _with_invert(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,8 +189,13 @@ def _with_invert(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_defaults(part: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the cut: offsets and flags at their defaults are left out."""
+    """What decides the cut: offsets are left out, and flags at their defaults.
+
+    The published files of older tokenizers (GPT-2's) do not spell `use_regex` out.
+    """
     bare = {key: value for key, value in part.items() if key not in ("trim_offsets", "invert")}
+    if bare.get("use_regex") is True:
+        del bare["use_regex"]
     if "pretokenizers" in bare:
         bare["pretokenizers"] = [_without_defaults(inner) for inner in bare["pretokenizers"]]
     return bare

@@ -7,6 +7,7 @@ offsets; the data.
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Source, sha256_file
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import check_finite
-from t1_edge_export.decoder import TensorSpec, decoder_from_config, tensors
+from t1_edge_export.checkpoint import check_finite, check_nothing_left
+from t1_edge_export.decoder import HEAD, TensorSpec, decoder_from_config, tensors
 
 Float32Array = NDArray[np.float32]
 
@@ -67,8 +68,10 @@ class HuggingFaceCheckpoint:
         self._decoder = decoder_from_config(self._config, str(folder / "config.json"))
         self._shards = _find_shards(folder)
         self._stored = {k: v for path in self._shards for k, v in _read_header(path).items()}
-        for spec in tensors(self._decoder):
+        specs = {spec.name: spec for spec in tensors(self._decoder)}
+        for spec in specs.values():
             self._check(spec)
+        check_nothing_left((name for name in self._stored.keys() - specs if _matters(name)), folder)
 
     @property
     def decoder(self) -> Decoder:
@@ -88,13 +91,15 @@ class HuggingFaceCheckpoint:
         """The folder's name for itself, and a hash over its shards' hashes."""
         hashes = "".join(sha256_file(path) for path in self._shards)
         return Source(
-            id=self._config.get("_name_or_path") or self._folder.resolve().name,
+            id=_published_name(self._config) or self._folder.resolve().name,
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),
             licence=_licence(self._folder / "README.md"),
         )
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor."""
+        if name not in self._stored:
+            raise CheckpointError(f"{self._folder} has no tensor {name}")
         stored = self._stored[name]
         data = np.memmap(
             stored.path, _WIDTHS[stored.dtype], "r", stored.offset, stored.shape or (1,)
@@ -181,10 +186,26 @@ def _to_float32(data: NDArray[Any], dtype: str) -> Float32Array:
     return data.astype(np.float32)
 
 
+def _matters(name: str) -> bool:
+    """Whether a tensor that is not read could change a vector.
+
+    A tied head is the embedding again, and older files store the rotary frequencies.
+    """
+    return name != HEAD and not name.endswith("rotary_emb.inv_freq")
+
+
+def _published_name(config: Mapping[str, Any]) -> str | None:
+    """The name on the hub. A path of the machine that saved the model says nothing to others."""
+    name = config.get("_name_or_path")
+    known = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
+    return name if known else None
+
+
 def _licence(card: Path) -> str:
-    """The licence that a model card's front matter names."""
+    """The licence that a model card's front matter, the lines between two "---", names."""
     if not card.is_file():
         return "unknown"
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")]
-    return named[0] if named else "unknown"
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    named = re.search(r"^license:[ \t]*(\S+)", front[1], re.MULTILINE) if front else None
+    return named[1].strip("\"'") if named else "unknown"

