@@ -19,7 +19,12 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
-_FAMILIES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+_FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "LlamaModel": "llama",  # saved without its head, as encoders are
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3Model": "qwen3",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

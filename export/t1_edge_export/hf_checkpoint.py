@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from t1_edge.build import TOKENIZER, Decoder, Source, sha256_file
 from t1_edge.errors import CheckpointError
 from t1_edge_export.checkpoint import check_finite, check_nothing_left
-from t1_edge_export.decoder import HEAD, TensorSpec, decoder_from_config, tensors
+from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
 
 Float32Array = NDArray[np.float32]
 
@@ -67,7 +67,10 @@ class HuggingFaceCheckpoint:
         self._config = _read_json(folder / "config.json")
         self._decoder = decoder_from_config(self._config, str(folder / "config.json"))
         self._shards = _find_shards(folder)
-        self._stored = {k: v for path in self._shards for k, v in _read_header(path).items()}
+        stored = {k: v for path in self._shards for k, v in _read_header(path).items()}
+        # An encoder that was saved without its head names its tensors from the decoder's own root.
+        root = "model." if EMBEDDING.removeprefix("model.") in stored else ""
+        self._stored = {k if k == HEAD else root + k: v for k, v in stored.items()}
         specs = {spec.name: spec for spec in tensors(self._decoder)}
         for spec in specs.values():
             self._check(spec)

@@ -117,6 +117,18 @@ def test_half_precision_is_read_exactly(
         np.testing.assert_array_equal(checkpoint.rows(spec.name, 0, spec.shape[0]), expected)
 
 
+def test_an_encoder_saved_without_its_head_is_read(
+    tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    made = tiny("qwen3", tied=True)
+    made.model.model.save_pretrained(tmp_path)
+    whole, headless = open_checkpoint(made.folder), open_checkpoint(tmp_path)
+    for spec in tensors(whole.decoder):
+        np.testing.assert_array_equal(
+            headless.rows(spec.name, 0, spec.shape[0]), whole.rows(spec.name, 0, spec.shape[0])
+        )
+
+
 @pytest.mark.parametrize(
     ("card", "licence"),
     [
