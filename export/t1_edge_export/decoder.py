@@ -115,7 +115,7 @@ def decoder_from_config(config: Mapping[str, Any], where: str) -> Decoder:
         return msgspec.convert(decoder, Decoder)
     except KeyError as e:
         raise CheckpointError(f"{where} has no {e.args[0]!r}: it is not a decoder's config") from e
-    except msgspec.ValidationError as e:
+    except (msgspec.ValidationError, TypeError, ZeroDivisionError) as e:
         raise CheckpointError(f"{where}: {e}") from e
 
 

@@ -13,6 +13,7 @@ from t1_edge.build import Decoder, Source, sha256_file
 from t1_edge.errors import CheckpointError, MissingExtraError
 from t1_edge_export.checkpoint import check_finite, check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, TensorSpec, layer_name, tensors
+from t1_edge_export.gguf_header import check_header
 from t1_edge_export.gguf_tokenizer import GGUFTokenizer, tokenizer_json
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def _open(path: Path) -> "GGUFReader":
     except ImportError as e:
         raise MissingExtraError("gguf", "export") from e
     try:
+        check_header(path)
         return gguf.GGUFReader(path)
     except Exception as e:  # a damaged file fails wherever the reader's arithmetic leads it
         raise CheckpointError(f"{path} is not a whole GGUF file: {e}") from e

@@ -6,7 +6,7 @@ sizes are compared on every open, hashes when a build is verified.
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -42,6 +42,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     note: str = ""
 
 
+# Far above any decoder's: a damaged file must not have us list a billion tensors.
+_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+_Layers = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
 class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shape of a decoder.
 
@@ -61,16 +67,16 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     family: Literal["llama", "qwen3"]
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    positions: int
-    rope_theta: float
-    norm_epsilon: float
+    hidden: _Size
+    layers: _Layers
+    heads: _Size
+    kv_heads: _Size
+    head_dim: _Size
+    intermediate: _Size
+    vocabulary: _Size
+    positions: _Size
+    rope_theta: _Positive
+    norm_epsilon: _Positive
     tied: bool
 
     @property

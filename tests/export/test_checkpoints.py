@@ -178,6 +178,9 @@ def _config(folder: Path, **changes: Any) -> None:
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_size": "wide"}, "hidden"),
         ({"vocab_size": 999}, r"embed_tokens.weight is \(384, 64\), config.json says \(999, 64\)"),
+        ({"num_hidden_layers": 1 << 40}, "layers"),
+        ({"num_attention_heads": 0}, "heads"),
+        ({"num_attention_heads": 0, "head_dim": None}, r"config\.json"),
         ({"num_hidden_layers": 4}, r"no tensor model\.layers\.3"),
     ],
 )
@@ -333,6 +336,8 @@ def test_a_gguf_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"llama.rope.scale_linear": 4.0}, "rope scaling"),
         ({"llama.rope.scaling.factor": [4.0]}, "rope scaling"),
         ({"llama.embedding_length": "wide"}, "'str'"),
+        ({"llama.block_count": 1 << 30}, "layers"),
+        ({"llama.rope.freq_base": float("nan")}, "rope_theta"),
         ({"tokenizer.ggml.tokens": 3}, "'int'"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer is a 'llama'"),
         ({"tokenizer.ggml.pre": "nobodys"}, "'nobodys'"),
@@ -352,6 +357,20 @@ def test_what_a_gguf_says_of_itself_is_checked(
 def test_a_bias_in_a_gguf_is_never_dropped(tiny_gguf: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match=r"blk\.0\.attn_q\.bias"):
         open_checkpoint(tiny_gguf(extra={"blk.0.attn_q.bias": _ONES}))
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.token_type", "tokenizer.ggml.tokens"])
+@pytest.mark.parametrize("length", [1 << 20, 1 << 60])
+def test_a_list_that_does_not_end_does_not_fill_memory(
+    tiny_gguf: Callable[..., Path], key: str, length: int
+) -> None:
+    path = tiny_gguf()
+    damaged = bytearray(path.read_bytes())
+    behind_kinds = damaged.index(key.encode()) + len(key) + 8
+    damaged[behind_kinds : behind_kinds + 8] = struct.pack("<Q", length)
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="not a whole GGUF file"):
+        GGUFCheckpoint(path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
