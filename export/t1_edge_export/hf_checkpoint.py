@@ -1,16 +1,8 @@
-"""A Hugging Face folder as a checkpoint: config.json, tokenizer.json, safetensors.
-
-The safetensors format is read directly, since numpy has no bfloat16 and a slab of rows is all that
-is wanted: 8 bytes of header length, little-endian; a JSON header of names to dtype, shape and
-offsets; the data.
-"""
+"""A Hugging Face folder as a checkpoint: config.json, tokenizer.json, safetensors."""
 
 import hashlib
-import json
 import re
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -21,35 +13,18 @@ from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Source, sha256_file
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import check_finite, check_nothing_left
+from t1_edge_export.checkpoint import check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
+from t1_edge_export.safetensors_file import read_tensors
 
 Float32Array = NDArray[np.float32]
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
-_WIDTHS: Final[Mapping[str, str]] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_LONGEST_HEADER: Final = 100_000_000  # the limit that the format's own library sets
 
 
 class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """Where a tensor lies: `offset` in bytes from the file's start."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
 
 
 class HuggingFaceCheckpoint:
@@ -67,7 +42,7 @@ class HuggingFaceCheckpoint:
         self._config = _read_json(folder / "config.json")
         self._decoder = decoder_from_config(self._config, str(folder / "config.json"))
         self._shards = _find_shards(folder)
-        stored = {k: v for path in self._shards for k, v in _read_header(path).items()}
+        stored = {k: v for path in self._shards for k, v in read_tensors(path).items()}
         # An encoder that was saved without its head names its tensors from the decoder's own root.
         root = "model." if EMBEDDING.removeprefix("model.") in stored else ""
         self._stored = {k if k == HEAD else root + k: v for k, v in stored.items()}
@@ -103,13 +78,7 @@ class HuggingFaceCheckpoint:
         """Rows [start, stop) of a tensor."""
         if name not in self._stored:
             raise CheckpointError(f"{self._folder} has no tensor {name}")
-        stored = self._stored[name]
-        data = np.memmap(
-            stored.path, _WIDTHS[stored.dtype], "r", stored.offset, stored.shape or (1,)
-        )
-        weights = _to_float32(np.asarray(data[start:stop]), stored.dtype)
-        check_finite(weights, name, stored.path)
-        return weights
+        return self._stored[name].rows(start, stop)
 
     def _check(self, spec: TensorSpec) -> None:
         if spec.name not in self._stored:
@@ -148,45 +117,6 @@ def _find_shards(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} lacks the shard {name} that {_INDEX} names")
     return [folder / name for name in names]
-
-
-def _read_header(path: Path) -> dict[str, _Stored]:
-    """Where each tensor of a safetensors file lies, checked against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(f"{path} is no whole safetensors file: its header is cut off")
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = msgspec.convert(header, dict[str, _Entry])
-    except (ValueError, AttributeError, RecursionError) as e:
-        raise CheckpointError(f"{path} has a damaged header: {e}") from e
-    return {name: _place(path, name, entry, 8 + length, size) for name, entry in entries.items()}
-
-
-def _place(path: Path, name: str, entry: _Entry, data: int, size: int) -> _Stored:
-    if entry.dtype not in _WIDTHS:
-        known = ", ".join(_WIDTHS)
-        raise CheckpointError(f"{path}: {name} is stored as {entry.dtype}; known are {known}")
-    begin, end = entry.data_offsets
-    count = 1
-    for dimension in entry.shape:
-        count *= dimension
-    bytes_ = count * np.dtype(_WIDTHS[entry.dtype]).itemsize
-    negative = min((begin, *entry.shape)) < 0
-    if negative or end - begin != bytes_ or data + end > size:
-        raise CheckpointError(f"{path} is damaged or cut off: {name} does not lie in the file")
-    return _Stored(path=path, dtype=entry.dtype, shape=entry.shape, offset=data + begin)
-
-
-def _to_float32(data: NDArray[Any], dtype: str) -> Float32Array:
-    if dtype == "BF16":  # the upper half of a float32
-        return (data.astype(np.uint32) << 16).view(np.float32)
-    return data.astype(np.float32)
 
 
 def _matters(name: str) -> bool:

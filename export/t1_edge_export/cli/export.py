@@ -38,6 +38,11 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     show_default=True,
     help="Q4_0 body and Q8_0 embedding, or float32.",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of a LoRA adapter, as PEFT writes it, to merge on the way.",
+)
 @click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
 @click.option("--allow-drift", is_flag=True, help="Publish a build that misses its bounds.")
@@ -48,6 +53,7 @@ def export(
     name: str | None,
     formats: tuple[Any, ...],
     profile: Any,
+    adapter: Path | None,
     contract: str,
     force: bool,
     allow_drift: bool,
@@ -58,10 +64,12 @@ def export(
     CHECKPOINT is the name of one that `t1-edge pull` brought, a Hugging Face folder, or a GGUF.
     """
     from t1_edge.cache import build_dir
+    from t1_edge_export.adapter import with_adapter
     from t1_edge_export.checkpoint import find_checkpoint, open_checkpoint
     from t1_edge_export.pipeline import Request, weight_count
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.presets import find_contract
+    from t1_edge_export.vocabulary import with_tokens
 
     path = find_checkpoint(checkpoint)
     name = name or Path(checkpoint).stem
@@ -74,7 +82,9 @@ def export(
         force=force,
         allow_drift=allow_drift,
     )
-    opened = open_checkpoint(path)
+    opened = with_tokens(open_checkpoint(path), request.contract.added_tokens)
+    if adapter:
+        opened = with_adapter(opened, adapter)
     with progress(weight_count(opened.decoder), "quantizing") as update:
         build = write(opened, request, say=say, progress=update)
     if as_json:

@@ -1,0 +1,210 @@
+"""A LoRA adapter, merged into a checkpoint as its rows are read: W + scale * B A (2106.09685).
+
+The folder is what PEFT writes: adapter_config.json and adapter_model.safetensors. Plain LoRA on
+linear layers is read, and whole rows of the embedding (PEFT's `trainable_token_indices`), which a
+trained `<emb_token>` needs.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder, Source, sha256_file
+from t1_edge.errors import CheckpointError
+from t1_edge_export.checkpoint import Checkpoint, check_nothing_left
+from t1_edge_export.decoder import EMBEDDING, HEAD, tensors
+from t1_edge_export.safetensors_file import StoredTensor, read_tensors
+
+Float32Array = NDArray[np.float32]
+
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+
+_PREFIX: Final = "base_model.model."
+_MODULES: Final[Mapping[str, str]] = {"embed_tokens": EMBEDDING, "lm_head": HEAD}
+"""What `trainable_token_indices` calls them, and the tensor. A tied head is the embedding."""
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What of PEFT's LoraConfig decides the merged weights."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    use_dora: bool = False
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
+
+    @property
+    def unsupported(self) -> str | None:
+        """The first setting that is not read, or None."""
+        if self.peft_type != "LORA":
+            return f"peft_type {self.peft_type}"
+        plain = {"use_dora": False, "bias": "none", "fan_in_fan_out": False}
+        plain |= {"rank_pattern": {}, "alpha_pattern": {}}
+        set_ = [name for name, value in plain.items() if getattr(self, name) != value]
+        return "modules_to_save" if self.modules_to_save else next(iter(set_), None)
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A; rank-stabilised adapters divide by the root (2312.03732)."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    @property
+    def tokens(self) -> dict[str, list[int]]:
+        """Ids whose rows the adapter brings, by module."""
+        found = self.trainable_token_indices or {}
+        return found if isinstance(found, dict) else {"embed_tokens": found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factors:
+    """A tensor's B, float32 [rows, r], times the scale, and its A, float32 [r, columns]."""
+
+    b: Float32Array
+    a: Float32Array
+
+
+def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """A checkpoint whose weights are merged with an adapter's.
+
+    Args:
+        checkpoint: What the adapter was trained on, with the tokens that it brings rows for.
+        folder: As PEFT's `save_pretrained` writes it.
+
+    Raises:
+        CheckpointError: If the folder is no adapter of this checkpoint, or asks for what is not
+            read: DoRA, biases, patterns of ranks, whole modules.
+    """
+    config = _read_config(folder / CONFIG)
+    stored = read_tensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
+    if not stored:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}, or nothing stands in it")
+    merged = _Merged(
+        base=checkpoint,
+        folder=folder,
+        factors=_factors(checkpoint.decoder, stored, config, folder),
+        new_rows=_new_rows(checkpoint.decoder, stored, config, folder),
+    )
+    used = {key for name in merged.factors for key in _keys(name)}
+    used |= {_rows_key(module) for module in config.tokens}
+    check_nothing_left(stored.keys() - used, folder / WEIGHTS)
+    return merged
+
+
+def _read_config(path: Path) -> _Config:
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=_Config)
+    except OSError as e:
+        raise CheckpointError(f"{path.parent} is no adapter: cannot read {path.name}") from e
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{path} is damaged: {e}") from e
+    if config.unsupported:
+        raise CheckpointError(f"{path} sets {config.unsupported}, which t1-edge does not merge")
+    return config
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """PEFT's names of A and B for a tensor."""
+    module = _PREFIX + name.removesuffix(".weight")
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def _factors(
+    decoder: Decoder, stored: Mapping[str, StoredTensor], config: _Config, folder: Path
+) -> dict[str, _Factors]:
+    found = {}
+    for spec in tensors(decoder):
+        key_a, key_b = _keys(spec.name)
+        if spec.role != "linear" or not (key_a in stored or key_b in stored):
+            continue
+        rows, columns = spec.shape
+        found[spec.name] = _Factors(
+            a=_read(stored, key_a, (config.r, columns), folder),
+            b=_read(stored, key_b, (rows, config.r), folder) * np.float32(config.scale),
+        )
+    return found
+
+
+def _rows_key(module: str) -> str:
+    """PEFT's name of the rows that replace some of a module's: the rows themselves."""
+    tensor = _MODULES.get(module, module).removesuffix(".weight")
+    return f"{_PREFIX}{tensor}.token_adapter.trainable_tokens_delta"
+
+
+def _new_rows(
+    decoder: Decoder, stored: Mapping[str, StoredTensor], config: _Config, folder: Path
+) -> dict[str, dict[int, Float32Array]]:
+    found = {}
+    for module, tokens in config.tokens.items():
+        if module not in _MODULES:
+            raise CheckpointError(f"{folder} brings rows of {module!r}; known are the embedding's")
+        if not 0 <= min(tokens) <= max(tokens) < decoder.vocabulary:
+            raise CheckpointError(
+                f"{folder} brings a row for token {max(tokens)}, the embedding has "
+                f"{decoder.vocabulary}: it was trained with other tokens, or on another checkpoint"
+            )
+        rows = _read(stored, _rows_key(module), (len(tokens), decoder.hidden), folder)
+        found[_MODULES[module]] = dict(zip(tokens, rows, strict=True))
+    return found
+
+
+def _read(
+    stored: Mapping[str, StoredTensor], key: str, shape: tuple[int, int], folder: Path
+) -> Float32Array:
+    if key not in stored:
+        raise CheckpointError(f"{folder / WEIGHTS} has no tensor {key}")
+    if stored[key].shape != shape:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: {key} is {stored[key].shape}, the checkpoint wants {shape}: "
+            "it is an adapter of another model"
+        )
+    return stored[key].rows(0, shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merged:
+    """See `with_adapter`; `factors` by tensor, `new_rows` by tensor and token id."""
+
+    base: Checkpoint
+    folder: Path
+    factors: Mapping[str, _Factors]
+    new_rows: Mapping[str, Mapping[int, Float32Array]]
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.base.decoder
+
+    @property
+    def tokenizer(self) -> str:
+        return self.base.tokenizer
+
+    @cached_property
+    def source(self) -> Source:
+        """The base's name and the adapter's, and a hash over both hashes."""
+        base, own = self.base.source, sha256_file(self.folder / WEIGHTS)
+        digest = hashlib.sha256((base.sha256 + own).encode()).hexdigest()
+        name = f"{base.id} + {self.folder.resolve().name}"
+        return msgspec.structs.replace(base, id=name, sha256=digest)
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        weights = self.base.rows(name, start, stop)
+        if name in self.factors:
+            factors = self.factors[name]
+            weights = weights + factors.b[start:stop] @ factors.a
+        for token, row in self.new_rows.get(name, {}).items():
+            if start <= token < stop:
+                weights[token - start] = row
+        return weights

@@ -1,0 +1,106 @@
+"""Tensors of a safetensors file, mapped and converted a slab of rows at a time.
+
+The format is read directly, since numpy has no bfloat16 and a slab is all that is wanted: 8 bytes
+of header length, little-endian; a JSON header of names to dtype, shape and offsets; the data.
+https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.errors import CheckpointError
+from t1_edge_export.checkpoint import check_finite
+
+Float32Array = NDArray[np.float32]
+
+_WIDTHS: Final[Mapping[str, str]] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_LONGEST_HEADER: Final = 100_000_000  # the limit that the format's own library sets
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies.
+
+    Attributes:
+        path: The file.
+        name: Its name there.
+        dtype: "F32", "F16" or "BF16".
+        shape: Rows first.
+        offset: Bytes from the file's start.
+    """
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def rows(self, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop), float32 [stop - start, ...].
+
+        Raises:
+            CheckpointError: If a weight among them is NaN or infinite.
+        """
+        data = np.memmap(self.path, _WIDTHS[self.dtype], "r", self.offset, self.shape or (1,))
+        weights = _to_float32(np.asarray(data[start:stop]), self.dtype)
+        check_finite(weights, self.name, self.path)
+        return weights
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Where each tensor of a safetensors file lies, checked against the file's size.
+
+    Raises:
+        CheckpointError: If the file is cut off or damaged, or a dtype is none of the three.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise CheckpointError(f"{path} is no whole safetensors file: its header is cut off")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = msgspec.convert(header, dict[str, _Entry])
+    except (ValueError, AttributeError, RecursionError) as e:
+        raise CheckpointError(f"{path} has a damaged header: {e}") from e
+    return {name: _place(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+
+
+def _place(path: Path, name: str, entry: _Entry, data: int, size: int) -> StoredTensor:
+    if entry.dtype not in _WIDTHS:
+        known = ", ".join(_WIDTHS)
+        raise CheckpointError(f"{path}: {name} is stored as {entry.dtype}; known are {known}")
+    begin, end = entry.data_offsets
+    count = 1
+    for dimension in entry.shape:
+        count *= dimension
+    bytes_ = count * np.dtype(_WIDTHS[entry.dtype]).itemsize
+    negative = min((begin, *entry.shape)) < 0
+    if negative or end - begin != bytes_ or data + end > size:
+        raise CheckpointError(f"{path} is damaged or cut off: {name} does not lie in the file")
+    return StoredTensor(
+        path=path, name=name, dtype=entry.dtype, shape=entry.shape, offset=data + begin
+    )
+
+
+def _to_float32(data: NDArray[Any], dtype: str) -> Float32Array:
+    if dtype == "BF16":  # the upper half of a float32
+        return (data.astype(np.uint32) << 16).view(np.float32)
+    return data.astype(np.float32)

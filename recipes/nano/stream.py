@@ -1,0 +1,176 @@
+"""Batches of the training stream, tokenized as the runtime will tokenize.
+
+A batch depends on the seed and the step alone, so that a run that goes on later sees what it would
+have seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.nano.data import Example, read_examples
+from t1_edge.contract import Codec
+
+GROUP: Final = 16
+"""Examples of one set that stand together in a batch: each other's negatives are of their kind."""
+
+Rows = Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples of one step.
+
+    Attributes:
+        examples: int64 [b], which.
+        documents: int64 [n], the positives of the examples in order, then their hard negatives.
+        answers: bool [b, n], whether a document is known to answer an example.
+    """
+
+    examples: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    answers: NDArray[np.bool_]
+
+
+class Stream:
+    """The stream that data.py and teacher.py wrote.
+
+    Args:
+        folder: Where they wrote it.
+        codec: The contract, bound to the base's tokenizer.
+        query_tokens: A query is cut to so many tokens, template included.
+        document_tokens: A document likewise, emb_token included.
+    """
+
+    def __init__(
+        self, folder: Path, codec: Codec, *, query_tokens: int, document_tokens: int
+    ) -> None:
+        texts, self.examples = read_examples(folder)
+        self.query_vectors = np.load(folder / "queries.npy")
+        self.document_vectors = np.load(folder / "documents.npy")
+        self._negatives = np.load(folder / "negatives.npy")
+        kept = np.load(folder / "positives.npy")
+        ends = np.cumsum([len(example.positives) for example in self.examples])
+        self._kept = np.split(kept, ends[:-1])
+        self.codec = codec
+        # The template's end stays: a query is prefix + text + <think>, cut before the last two.
+        self.queries: Rows = [
+            _cut(codec.query(e.query).tokens, query_tokens) for e in self.examples
+        ]
+        self.documents: Rows = [
+            (*_cut(codec.document(text).tokens, document_tokens - 1), codec.emb) for text in texts
+        ]
+        self._parts = {part: self._members(part) for part in ("train", "dev")}
+
+    def _members(self, part: str) -> Mapping[str, NDArray[np.int64]]:
+        names = sorted({e.set for e in self.examples})
+        return {
+            name: np.array(
+                [at for at, e in enumerate(self.examples) if e.set == name and e.part == part]
+            )
+            for name in names
+        }
+
+    def positives(self, at: int) -> NDArray[np.int64]:
+        """Documents to train an example on, int64."""
+        found: NDArray[np.int64] = np.array(self.examples[at].positives)[self._kept[at]]
+        return found
+
+    def batch(self, step: int, size: int, negatives: int, seed: int) -> Batch:
+        """The batch of a step.
+
+        Args:
+            step: Counted from 0.
+            size: Examples, a multiple of `GROUP`.
+            negatives: Hard negatives of each example.
+            seed: Of the run.
+        """
+        rng = np.random.default_rng([seed, step])
+        sets = self._parts["train"]
+        weights = np.array([len(members) for members in sets.values()]) ** 0.5
+        chosen = rng.choice(
+            list(sets), size=size // GROUP, replace=False, p=weights / weights.sum()
+        )
+        examples = np.concatenate([rng.choice(sets[name], GROUP, replace=False) for name in chosen])
+        positives = [rng.choice(self.positives(at)) for at in examples]
+        hard = [self._draw_negatives(at, negatives, rng) for at in examples]
+        documents = np.unique(np.concatenate([positives, *hard]).astype(np.int64))
+        rest = np.setdiff1d(documents, positives)
+        documents = np.concatenate([positives, rest]).astype(np.int64)
+        return Batch(
+            examples=examples, documents=documents, answers=self._answers(examples, documents)
+        )
+
+    def _draw_negatives(self, at: int, count: int, rng: np.random.Generator) -> NDArray[np.int32]:
+        pool = self._negatives[at][self._negatives[at] >= 0]
+        return rng.choice(pool, min(count, len(pool)), replace=False)
+
+    def _answers(
+        self, examples: NDArray[np.int64], documents: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        return np.stack([np.isin(documents, self.examples[at].positives) for at in examples])
+
+    def dev(self, most: int, distractors: int) -> "Pool":
+        """Dev questions, at most so many a set, and what to find them in.
+
+        Args:
+            most: Questions of a set.
+            distractors: Documents of training that nothing in dev answers, over all sets.
+        """
+        chosen = [members[:most] for members in self._parts["dev"].values()]
+        examples = np.concatenate(chosen)
+        own = np.unique(np.concatenate([self.examples[at].positives for at in examples]))
+        others = np.setdiff1d(np.arange(len(self.documents)), own)
+        drawn = np.random.default_rng(0).choice(others, distractors, replace=False)
+        documents = np.concatenate([own, drawn])
+        return Pool(
+            sets=[self.examples[at].set for at in examples],
+            examples=examples,
+            documents=documents,
+            answers=self._answers(examples, documents),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Questions and documents to rank for them.
+
+    Attributes:
+        sets: Name of each question's set.
+        examples: int64 [q].
+        documents: int64 [n].
+        answers: bool [q, n].
+    """
+
+    sets: Sequence[str]
+    examples: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    answers: NDArray[np.bool_]
+
+    def reciprocal_ranks(self, scores: NDArray[np.float32]) -> dict[str, float]:
+        """Mean reciprocal rank of the first answer, by set and over the sets ("all").
+
+        Args:
+            scores: float32 [q, n].
+        """
+        best = np.where(self.answers, scores, -np.inf).max(axis=1, keepdims=True)
+        ranks = 1 / (1 + (scores > best).sum(axis=1))
+        found = {
+            name: float(ranks[[s == name for s in self.sets]].mean())
+            for name in sorted(set(self.sets))
+        }
+        return found | {"all": float(np.mean(list(found.values())))}
+
+
+def _cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The row without the end of its text: the template's last two tokens stay."""
+    return row if len(row) <= most else (*row[: most - 2], *row[-2:])
+
+
+def examples_of(stream: Stream, batch: Batch) -> Sequence[Example]:
+    """The examples of a batch."""
+    return [stream.examples[at] for at in batch.examples]
