@@ -2,17 +2,24 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from t1_edge.build import Decoder
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge.contract import Codec, Contract
+from t1_edge.tokenization import TextTokenizer
+from t1_edge_export.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from t1_edge_export.decoder import EMBEDDING, tensors
+from t1_edge_export.vocabulary import with_tokens
+
+CONTRACT: Final = Path(__file__).with_name("contract.json")
 
 ADAPTER: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -84,13 +91,57 @@ class Student(nn.Module):
         Returns:
             bfloat16 [rows, tokens, hidden], behind the final norm.
         """
+        states: Tensor = self.model(inputs_embeds=self._embed(ids), use_cache=False)[0]
+        return states
+
+    def _embed(self, ids: Tensor) -> Tensor:
         rows = self.rows if self.first_layer == 0 else self.rows.detach()
         embedded = nn.functional.embedding(ids, self.model.embed_tokens.weight)
         new = (ids >= self.first_new) & (ids < self.first_new + len(rows))
         own = rows[(ids - self.first_new).clamp(0, len(rows) - 1)].to(embedded.dtype)
-        embedded = torch.where(new.unsqueeze(-1), own, embedded)
-        states: Tensor = self.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        return states
+        return torch.where(new.unsqueeze(-1), own, embedded)
+
+    @torch.no_grad()
+    def think(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        budget: int,
+        ends: Sequence[int],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[list[int]]:
+        """Thoughts behind rows, sampled; 0 degrees is greedy.
+
+        Args:
+            rows: Token ids, each ending where the thought begins.
+            budget: Most tokens of a thought.
+            ends: Tokens that end a thought; the one that did is the thought's last.
+            temperature: Of the softmax.
+            generator: On the device of the weights.
+        """
+        device = self.rows.device
+        ids = pad([row[::-1] for row in rows]).flip(1).to(device)  # padded on the left
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(ids.shape[1], device=device) >= (ids.shape[1] - lengths)[:, None]
+        stops = torch.tensor(list(ends), device=device)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        cache, found = DynamicCache(), []
+        for _ in range(budget):
+            states = self.model(
+                inputs_embeds=self._embed(ids),
+                attention_mask=mask.long(),
+                position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            )[0]
+            ids = _draw(self.logits(states[:, -1]), temperature, generator)
+            found.append(torch.where(done, -1, ids[:, 0]))
+            done |= torch.isin(ids[:, 0], stops)
+            if bool(done.all()):
+                break
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        return [[token for token in row if token >= 0] for row in torch.stack(found, 1).tolist()]
 
     def vectors(self, rows: Sequence[Sequence[int]], *, most: int = 8192) -> Tensor:
         """Unit vectors at the last token of each row, float32 [rows, hidden].
@@ -157,6 +208,70 @@ class Student(nn.Module):
     @staticmethod
     def _key(name: str) -> str:
         return _ROWS if name == "rows" else f"{_PREFIX}{name}.weight"
+
+
+class Frozen:
+    """What a student has learnt so far, to be put back for a while.
+
+    Args:
+        student: Whose.
+    """
+
+    def __init__(self, student: Student) -> None:
+        self._student = student
+        self._kept = {name: p.detach().clone() for name, p in student.trained().items()}
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Within, the student is what it was then."""
+        current = {name: p.detach().clone() for name, p in self._student.trained().items()}
+        self._set(self._kept)
+        try:
+            yield
+        finally:
+            self._set(current)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._student.trained().items():
+            parameter.copy_(values[name])
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token a row, int64 [rows, 1]."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+
+def new_student(base: str, *, rank: int, alpha: int, first_layer: int) -> tuple[Student, Codec]:
+    """A student that has learnt nothing, on the device that there is, and its codec.
+
+    Args:
+        base: Checkpoint that is adapted, as `t1-edge export` takes it.
+        rank: See `Student`.
+        alpha: See `Student`.
+        first_layer: See `Student`.
+    """
+    contract = msgspec.json.decode(CONTRACT.read_bytes(), type=Contract)
+    checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
+    codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
+    new = sorted((codec.open, codec.close, codec.emb))
+    student = Student(checkpoint, new, rank=rank, alpha=alpha, first_layer=first_layer)
+    return student.to("cuda" if torch.cuda.is_available() else "cpu"), codec
+
+
+def load_student(folder: Path) -> tuple[Student, Codec]:
+    """The student of an adapter's folder, and its codec."""
+    config = json.loads((folder / CONFIG).read_text())
+    student, codec = new_student(
+        config["base_model_name_or_path"],
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        first_layer=min(config["layers_to_transform"]),
+    )
+    student.load(folder)
+    return student, codec
 
 
 def pad(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.nano.data import Example, read_examples
+from recipes.nano.data import read_examples
 from t1_edge.contract import Codec
 
 GROUP: Final = 16
@@ -50,20 +51,19 @@ class Stream:
         self, folder: Path, codec: Codec, *, query_tokens: int, document_tokens: int
     ) -> None:
         texts, self.examples = read_examples(folder)
-        self.query_vectors = np.load(folder / "queries.npy")
-        self.document_vectors = np.load(folder / "documents.npy")
+        self._teacher_queries = np.load(folder / "queries.npy")
+        self._teacher_documents = np.load(folder / "documents.npy")
         self._negatives = np.load(folder / "negatives.npy")
         kept = np.load(folder / "positives.npy")
         ends = np.cumsum([len(example.positives) for example in self.examples])
         self._kept = np.split(kept, ends[:-1])
         self.codec = codec
         # The template's end stays: a query is prefix + text + <think>, cut before the last two.
-        self.queries: Rows = [
-            _cut(codec.query(e.query).tokens, query_tokens) for e in self.examples
-        ]
+        self.queries: Rows = [cut(codec.query(e.query).tokens, query_tokens) for e in self.examples]
         self.documents: Rows = [
-            (*_cut(codec.document(text).tokens, document_tokens - 1), codec.emb) for text in texts
+            (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb) for text in texts
         ]
+        self.thoughts = _thoughts(folder / "thoughts.jsonl", codec)
         self._parts = {part: self._members(part) for part in ("train", "dev")}
 
     def _members(self, part: str) -> Mapping[str, NDArray[np.int64]]:
@@ -102,17 +102,30 @@ class Stream:
         rest = np.setdiff1d(documents, positives)
         documents = np.concatenate([positives, rest]).astype(np.int64)
         return Batch(
-            examples=examples, documents=documents, answers=self._answers(examples, documents)
+            examples=examples, documents=documents, answers=self.answers(examples, documents)
         )
 
     def _draw_negatives(self, at: int, count: int, rng: np.random.Generator) -> NDArray[np.int32]:
         pool = self._negatives[at][self._negatives[at] >= 0]
         return rng.choice(pool, min(count, len(pool)), replace=False)
 
-    def _answers(
+    def answers(
         self, examples: NDArray[np.int64], documents: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
+        """Which documents are known to answer which examples, bool [examples, documents]."""
         return np.stack([np.isin(documents, self.examples[at].positives) for at in examples])
+
+    def teacher(self, batch: Batch) -> NDArray[np.float32]:
+        """The teacher's cosines, float32 [b, n]."""
+        queries = self._teacher_queries[batch.examples].astype(np.float32)
+        cosines: NDArray[np.float32] = (
+            queries @ self._teacher_documents[batch.documents].astype(np.float32).T
+        )
+        return cosines
+
+    def pool(self, count: int) -> NDArray[np.int64]:
+        """Documents drawn from all there are, int64 [count]; the same ones always."""
+        return np.random.default_rng(0).choice(len(self.documents), count, replace=False)
 
     def dev(self, most: int, distractors: int) -> "Pool":
         """Dev questions, at most so many a set, and what to find them in.
@@ -131,7 +144,7 @@ class Stream:
             sets=[self.examples[at].set for at in examples],
             examples=examples,
             documents=documents,
-            answers=self._answers(examples, documents),
+            answers=self.answers(examples, documents),
         )
 
 
@@ -166,11 +179,12 @@ class Pool:
         return found | {"all": float(np.mean(list(found.values())))}
 
 
-def _cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """The row without the end of its text: the template's last two tokens stay."""
+def cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """A row without the end of its text: the last two tokens, the template's, stay."""
     return row if len(row) <= most else (*row[: most - 2], *row[-2:])
 
 
-def examples_of(stream: Stream, batch: Batch) -> Sequence[Example]:
-    """The examples of a batch."""
-    return [stream.examples[at] for at in batch.examples]
+def _thoughts(path: Path, codec: Codec) -> Rows:
+    """What thoughts.py wrote, as tokens; nothing before it has run."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [codec.thought_tokens(msgspec.json.decode(line, type=str)) for line in lines]

@@ -108,6 +108,15 @@ class Codec:
         """
         return self._document.render(text)
 
+    def thought_tokens(self, text: str) -> tuple[int, ...]:
+        """The ids of a thought that someone wrote; special tokens in it are plain text.
+
+        Raises:
+            InputError: If the text holds a lone surrogate.
+        """
+        check_text(text)
+        return tuple(self._tokenizer.encode_plain(text))
+
     def thought_text(self, tokens: Sequence[int]) -> str:
         """A thought as text."""
         return self._tokenizer.decode(tokens).strip()

@@ -1,0 +1,72 @@
+"""What a run is asked to do: one TOML file each, under configs/."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run.
+
+    Attributes:
+        stage: Which loss, see stages.py.
+        thoughts: Whether the joint stage has thoughts; the direct control has none.
+        base: Checkpoint that is adapted, as `t1-edge export` takes it.
+        seed: Of the weights and the batches.
+        rank: Of the adapter.
+        alpha: Of the adapter.
+        first_layer: Blocks below it stay as they are.
+        steps: How many.
+        batch: Examples of a step.
+        negatives: Hard negatives of an example.
+        rate: Highest learning rate; warmed up over 5 % of the steps, then a cosine to a tenth.
+        temperature: Of the student's similarities (InfoNCE, arXiv 1807.03748).
+        teacher_temperature: Of the teacher's.
+        distillation: Weight of the divergence from the teacher's ranking.
+        writing: Weight of the cross-entropy on thoughts.
+        empty_share: Most of the batch that learns to write nothing.
+        query_tokens: Longest query.
+        document_tokens: Longest document.
+        budget: Longest thought that is sampled.
+        group: Thoughts that are sampled for a question.
+        closing: Reward of a thought that ends by itself within the budget.
+        reading: Weight of the representation loss while thoughts are reinforced.
+        pool: Documents that rewards rank among.
+        dev_every: Steps between two measurements on dev.
+        dev_questions: Of a set.
+        dev_distractors: Documents beside those that answer.
+    """
+
+    stage: Literal["representation", "joint", "reinforce"]
+    thoughts: bool = True
+    base: str = "smollm2-135m"
+    seed: int = 0
+    rank: int = 32
+    alpha: int = 64
+    first_layer: int = 15
+    steps: int
+    batch: int = 64
+    negatives: int = 1
+    rate: float = 5e-4
+    temperature: float = 0.05
+    teacher_temperature: float = 0.05
+    distillation: float = 1.0
+    writing: float = 0.2
+    empty_share: float = 0.25
+    query_tokens: int = 48
+    document_tokens: int = 96
+    budget: int = 16
+    group: int = 8
+    closing: float = 0.3
+    reading: float = 0.1
+    pool: int = 4000
+    dev_every: int = 100
+    dev_questions: int = 40
+    dev_distractors: int = 2000
+
+
+def read_config(path: Path) -> Config:
+    """The run that a TOML file describes."""
+    return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Config)

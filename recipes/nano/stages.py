@@ -1,0 +1,242 @@
+"""The losses of the three stages, over one student and one stream."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, normalize
+
+from recipes.nano.config import Config
+from recipes.nano.model import Frozen, Student, pad
+from recipes.nano.stream import Batch, Stream
+from t1_edge.contract import Codec
+
+Parts = Mapping[str, float]
+
+
+@dataclass
+class Learner:
+    """What a stage works on.
+
+    Attributes:
+        student: The model.
+        codec: Its contract.
+        stream: Its data.
+        config: The run.
+    """
+
+    student: Student
+    codec: Codec
+    stream: Stream
+    config: Config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.student.rows.device
+
+    @cached_property
+    def judge(self) -> "Judge":
+        """The student as it was when it was first asked for; it ranks what thoughts find."""
+        return Judge(self)
+
+    def direct(self, examples: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Vectors of questions behind an empty thought, float32 [b, d]."""
+        return self.student.vectors([self.row(at, ()) for at in examples])
+
+    def documents(self, chosen: NDArray[np.int64]) -> Tensor:
+        """Vectors of documents, float32 [n, d]."""
+        return self.student.vectors([self.stream.documents[at] for at in chosen])
+
+    def row(self, example: int | np.int64, thought: Sequence[int]) -> tuple[int, ...]:
+        """A question, its thought, and what closes it."""
+        end = (self.codec.close, self.codec.emb)
+        return (*self.stream.queries[int(example)], *thought, *end)
+
+    def write_and_read(
+        self, examples: NDArray[np.int64], thoughts: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors behind thoughts, and how likely the thoughts were, in one pass.
+
+        Returns:
+            Vectors, float32 [b, d]; the log-probability of each token of the thoughts and of the
+            token that closes them, float32 [tokens]; which example it belongs to, int64 [tokens].
+        """
+        rows = [self.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
+        states = self.student(pad(rows).to(self.device))
+        owners: list[int] = []
+        places: list[int] = []
+        goals: list[int] = []
+        for owner, (at, thought) in enumerate(zip(examples, thoughts, strict=True)):
+            begin = len(self.stream.queries[at]) - 1
+            goal = (*thought, self.codec.close)
+            owners += [owner] * len(goal)
+            places += range(begin, begin + len(goal))
+            goals += goal
+        which = torch.tensor(owners, device=self.device)
+        logits = self.student.logits(states[which, torch.tensor(places, device=self.device)])
+        likely = -cross_entropy(logits, torch.tensor(goals, device=self.device), reduction="none")
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        vectors = states[torch.arange(len(rows), device=self.device), last]
+        return normalize(vectors.float(), dim=-1), likely, which
+
+    def reading_loss(
+        self, queries: Tensor, documents: Tensor, batch: Batch
+    ) -> tuple[Tensor, Parts]:
+        """InfoNCE with in-batch and hard negatives, and the divergence from the teacher's ranking.
+
+        Args:
+            queries: float32 [b, d], unit rows.
+            documents: float32 [n, d], unit rows, the positives first.
+            batch: Which they are; another answer to a question is no negative of it.
+        """
+        config = self.config
+        scores = queries @ documents.T / config.temperature
+        own = torch.eye(*scores.shape, dtype=torch.bool, device=self.device)
+        others = torch.from_numpy(batch.answers).to(self.device) & ~own
+        target = torch.arange(len(queries), device=self.device)
+        contrast = cross_entropy(scores.masked_fill(others, -torch.inf), target)
+        goal = torch.from_numpy(self.stream.teacher(batch)).to(self.device)
+        divergence = kl_div(
+            scores.log_softmax(-1),
+            (goal / config.teacher_temperature).log_softmax(-1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        parts = {"contrast": contrast.item(), "divergence": divergence.item()}
+        return contrast + config.distillation * divergence, parts
+
+
+def representation(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
+    """Stage 1: questions without a thought find their documents."""
+    documents = learner.documents(batch.documents)
+    return learner.reading_loss(learner.direct(batch.examples), documents, batch)
+
+
+def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
+    """Stage 2: with a thought and without, and the thought is learnt by heart.
+
+    The direct control has the first half alone.
+    """
+    documents = learner.documents(batch.documents)
+    loss, empty = learner.reading_loss(learner.direct(batch.examples), documents, batch)
+    parts = {f"empty_{name}": value for name, value in empty.items()}
+    if not learner.config.thoughts:
+        return loss, parts
+    thoughts = [learner.stream.thoughts[at] for at in batch.examples]
+    vectors, likely, owners = learner.write_and_read(batch.examples, thoughts)
+    reading, found = learner.reading_loss(vectors, documents, batch)
+    writers = torch.from_numpy(_writers(thoughts, learner.config.empty_share)).to(learner.device)
+    writing = -likely[writers[owners]].mean()
+    loss = loss + reading + learner.config.writing * writing
+    return loss, {**parts, **found, "writing": writing.item()}
+
+
+def _writers(thoughts: Sequence[Sequence[int]], empty_share: float) -> NDArray[np.bool_]:
+    """Which examples learn to write, bool [b]: all with a thought, and a share without."""
+    written = np.array([bool(thought) for thought in thoughts])
+    most = max(1, int(written.sum() * empty_share / (1 - empty_share)))
+    empty = np.flatnonzero(~written)[:most]
+    written[empty] = True
+    return written
+
+
+def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
+    """Stage 3: GRPO (arXiv 2402.03300), one update a batch.
+
+    A thought's reward is what it changes in the log-rank of the best answer against no thought, as
+    the frozen student ranks, and a bonus for closing by itself.
+    """
+    config = learner.config
+    examples = np.repeat(batch.examples, config.group)
+    generator = torch.Generator(learner.device).manual_seed(int(batch.documents.sum()))
+    drawn = learner.student.think(
+        [learner.stream.queries[int(at)] for at in examples],
+        budget=config.budget,
+        ends=[learner.codec.close, *learner.codec.stop],
+        temperature=1.0,
+        generator=generator,
+    )
+    closed = np.array([thought[-1] == learner.codec.close for thought in drawn])
+    ended = {learner.codec.close, *learner.codec.stop}
+    thoughts = [[token for token in thought if token not in ended] for thought in drawn]
+    gains = learner.judge.gains(batch, thoughts)
+    rewards = (gains + config.closing * closed).reshape(-1, config.group)
+    spread = rewards.std(axis=1, keepdims=True)
+    advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (spread + 1e-4)
+    _, likely, owners = learner.write_and_read(examples, thoughts)
+    weights = torch.from_numpy(advantages.reshape(-1).astype(np.float32)).to(learner.device)
+    # A thought that ran out of budget did not choose to close.
+    chose = torch.ones_like(likely)
+    ends = torch.cumsum(torch.tensor([len(t) + 1 for t in thoughts], device=learner.device), 0) - 1
+    chose[ends] = torch.from_numpy(closed.astype(np.float32)).to(learner.device)
+    policy = -(weights[owners] * likely * chose).sum() / chose.sum()
+    reading, _ = representation(learner, batch)
+    parts = {
+        "reward": float(rewards.mean()),
+        "gain": float(gains.mean()),
+        "helped": float((gains > 0).mean()),
+        "hurt": float((gains < 0).mean()),
+        "closed": float(closed.mean()),
+        "length": float(np.mean([len(thought) for thought in thoughts])),
+    }
+    return policy + config.reading * reading, parts
+
+
+class Judge:
+    """The student as it stands now, kept to rank with.
+
+    Args:
+        learner: Whose student; the documents are read once, here.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._frozen = Frozen(learner.student)
+        self._pool = learner.stream.pool(learner.config.pool)
+        with torch.no_grad():
+            self._documents = learner.documents(self._pool)
+
+    @torch.no_grad()
+    def gains(self, batch: Batch, thoughts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """How far each thought lifts the best answer: log-rank without it less that with it.
+
+        Args:
+            batch: b questions and their documents.
+            thoughts: Token ids, as many for each question, one question after the other.
+
+        Returns:
+            float32 [thoughts].
+        """
+        learner, group = self._learner, len(thoughts) // len(batch.examples)
+        examples = np.repeat(batch.examples, group)
+        rows = [learner.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
+        with self._frozen.restored():
+            own = learner.documents(batch.documents)
+            empty = learner.direct(batch.examples)
+            thought = learner.student.vectors(rows)
+        documents = torch.cat([own, self._documents])
+        known = np.concatenate([batch.documents, self._pool])
+        answers = torch.from_numpy(learner.stream.answers(batch.examples, known)).to(own.device)
+        before = log_ranks(empty @ documents.T, answers)
+        after = log_ranks(thought @ documents.T, answers.repeat_interleave(group, 0))
+        return (before.repeat_interleave(group) - after).cpu().numpy()
+
+
+def log_ranks(scores: Tensor, answers: Tensor) -> Tensor:
+    """Natural log of the rank of the best answer, float32 [b].
+
+    Args:
+        scores: float32 [b, n].
+        answers: bool [b, n], one true in each row at least.
+    """
+    best = scores.masked_fill(~answers, -torch.inf).max(1, keepdim=True).values
+    return ((scores > best) & ~answers).sum(1).float().log1p()
+
+
+STAGES = {"representation": representation, "joint": joint, "reinforce": reinforce}
+"""By the name that a config gives."""

@@ -1,0 +1,272 @@
+"""Thoughts for the joint stage: keywords that bring an example's documents up.
+
+    python -m recipes.nano.thoughts --data DIR --student ADAPTER
+
+Candidates are the words with the highest tf-idf of the documents that answer, and of the rationale
+where there is one, without the words of the question. A candidate is kept where it raises the best
+rank of an answer for at least two of three judges: BM25, all-MiniLM-L6-v2, and the direct model.
+Writes thoughts.jsonl, one string an example, "" where nothing helped.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import bm25s
+import click
+import msgspec
+import numpy as np
+import Stemmer
+import torch
+from numpy.typing import NDArray
+
+from recipes.nano.data import Example, read_examples
+from recipes.nano.model import Student, load_student
+from recipes.nano.stream import cut
+from recipes.nano.teacher import embed
+from t1_edge.contract import Codec
+
+WORDS: Final = (3, 6, 8)
+"""Lengths of the candidates, in words."""
+
+TOKENS: Final = 16
+"""Longest thought, in tokens of the student."""
+
+_JUDGES_NEEDED: Final = 2
+
+_WORD: Final = re.compile(r"[a-z][a-z'-]+")
+_STEM: Final = Stemmer.Stemmer("english")
+_STOP: Final = frozenset(bm25s.tokenization.STOPWORDS_EN)
+
+
+class Keywords:
+    """tf-idf over a pool of documents.
+
+    Args:
+        documents: The texts.
+    """
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        self._count = len(documents)
+        self._frequency = Counter(stem for text in documents for stem in set(_stems(text)))
+
+    def best(self, text: str, without: str, most: int) -> list[str]:
+        """The words of a text with the highest tf-idf, in that order, as the text spells them.
+
+        Args:
+            text: Where they come from.
+            without: Words that are left out, whatever their ending.
+            most: How many.
+        """
+        known = set(_stems(without))
+        spelled: dict[str, str] = {}
+        counts: Counter[str] = Counter()
+        for word, stem in zip(_words(text), _stems(text), strict=True):
+            if stem not in known and stem not in _STOP and word not in _STOP and len(word) > 2:
+                spelled.setdefault(stem, word)
+                counts[stem] += 1
+        weights = {s: (1 + np.log(n)) * self._rarity(s) for s, n in counts.items()}
+        return [spelled[s] for s in sorted(weights, key=lambda s: -weights[s])[:most]]
+
+    def _rarity(self, stem: str) -> float:
+        return float(np.log(self._count / (1 + self._frequency[stem])))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _stems(text: str) -> list[str]:
+    found: list[str] = _STEM.stemWords(_words(text))
+    return found
+
+
+class Judge(Protocol):
+    """Scores a pool of documents for questions."""
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [queries, documents of the pool]."""
+
+
+class BM25Judge:
+    """BM25 with stop words and stemmer, as the bench has it.
+
+    Args:
+        documents: The pool.
+    """
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        self._index = bm25s.BM25()
+        self._index.index(self._cut(documents), show_progress=False)
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """See `Judge`."""
+        return np.stack([self._index.get_scores(words) for words in self._cut(queries)])
+
+    @staticmethod
+    def _cut(texts: Sequence[str]) -> list[list[str]]:
+        cut: list[list[str]] = bm25s.tokenize(
+            list(texts), stopwords="en", stemmer=_STEM, return_ids=False, show_progress=False
+        )
+        return cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorJudge:
+    """Cosine.
+
+    Attributes:
+        documents: float32 [documents, d], unit rows, the pool.
+        embed: Texts of questions to unit vectors, float [n, d].
+    """
+
+    documents: NDArray[np.float32]
+    embed: Any
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """See `Judge`."""
+        found: NDArray[np.float32] = np.float32(self.embed(queries)) @ self.documents.T
+        return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A student that embeds texts directly.
+
+    Attributes:
+        student: The model.
+        codec: Its contract.
+    """
+
+    student: Student
+    codec: Codec
+
+    def length(self, thought: str) -> int:
+        """Of a thought, in tokens."""
+        return len(self.codec.thought_tokens(thought))
+
+    @torch.no_grad()
+    def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors behind an empty thought, float32 [n, d]."""
+        end = (self.codec.close, self.codec.emb)
+        rows = [cut(self.codec.query(text).tokens, 64) + end for text in texts]
+        return self._vectors(rows)
+
+    @torch.no_grad()
+    def documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, float32 [n, d]."""
+        rows = [(*cut(self.codec.document(t).tokens, 95), self.codec.emb) for t in texts]
+        return self._vectors(rows)
+
+    def _vectors(self, rows: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.student.vectors(rows).cpu().numpy()
+        return found
+
+
+def log_ranks(
+    scores: NDArray[np.float32], answers: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """Natural log of the best rank of an answer, float32 [queries].
+
+    Args:
+        scores: float32 [queries, documents].
+        answers: Columns that answer, by query.
+    """
+    best = np.array([row[found].max() for row, found in zip(scores, answers, strict=True)])
+    better = (scores > best[:, None]).sum(axis=1)
+    return np.log1p(better, dtype=np.float32)
+
+
+def candidates(example: Example, documents: Sequence[str], keywords: Keywords) -> list[str]:
+    """What might help: keywords of the answers, and of the rationale, at several lengths."""
+    answer = " ".join(documents[at] for at in example.positives[:6])
+    found = []
+    for source in (answer, example.rationale):
+        words = keywords.best(source, example.query, max(WORDS))
+        found += [", ".join(words[:most]) for most in WORDS if len(words) >= WORDS[0]]
+    return list(dict.fromkeys(found))
+
+
+def choose(
+    examples: Sequence[Example],
+    options: Sequence[Sequence[str]],
+    answers: Sequence[NDArray[np.int64]],
+    judges: Sequence[Judge],
+) -> list[str]:
+    """The candidate of each example that helps most, "" where fewer than two judges agree.
+
+    Args:
+        examples: Of one set.
+        options: Candidates by example.
+        answers: Places of the answers in the judges' pool, by example.
+        judges: Three.
+    """
+    owner = np.array([at for at, texts in enumerate(options) for _ in texts], np.int64)
+    flat = [text for texts in options for text in texts]
+    asked = [f"{examples[at].query} {text}" for at, text in zip(owner, flat, strict=True)]
+    gains = np.zeros((len(judges), len(flat)), np.float32)
+    for row, judge in zip(gains, judges, strict=True):
+        plain = log_ranks(judge.scores([e.query for e in examples]), answers)
+        thought = log_ranks(judge.scores(asked), [answers[at] for at in owner])
+        row[:] = plain[owner] - thought
+    helped = (gains > 0).sum(axis=0) >= _JUDGES_NEEDED
+    total = np.where(helped, gains.sum(axis=0), 0)
+    chosen = [""] * len(examples)
+    for at in np.argsort(total):  # the best one is written last
+        if total[at] > 0:
+            chosen[owner[at]] = flat[at]
+    return chosen
+
+
+def _groups(examples: Sequence[Example]) -> Iterator[tuple[str, list[int]]]:
+    for key in sorted({(e.set, e.part) for e in examples}):
+        yield f"{key[0]} {key[1]}", [at for at, e in enumerate(examples) if (e.set, e.part) == key]
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--student", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--most", default=1500, show_default=True, help="Examples of a set that are judged.")
+def main(data: Path, student: Path, most: int) -> None:
+    """Write the thoughts of the stream beside it."""
+    documents, examples = read_examples(data)
+    reader = Reader(*load_student(student))
+    teacher = np.load(data / "documents.npy")
+    thoughts = [""] * len(examples)
+    for name, members in _groups(examples):
+        members = members[:most]
+        kept = _judge(reader, documents, [examples[at] for at in members], teacher)
+        for at, text in zip(members, kept, strict=True):
+            thoughts[at] = text
+        click.echo(f"{name}: {sum(map(bool, kept))} of {len(members)} have a thought that helps")
+    lines = b"".join(msgspec.json.encode(text) + b"\n" for text in thoughts)
+    (data / "thoughts.jsonl").write_bytes(lines)
+
+
+def _judge(
+    reader: Reader,
+    documents: Sequence[str],
+    examples: Sequence[Example],
+    teacher: NDArray[np.float16],
+) -> list[str]:
+    pool = np.unique(np.concatenate([e.positives for e in examples]))
+    texts = [documents[at] for at in pool]
+    answers = [np.searchsorted(pool, e.positives) for e in examples]
+    keywords = Keywords(texts)
+    options = [
+        [text for text in candidates(e, documents, keywords) if reader.length(text) <= TOKENS]
+        for e in examples
+    ]
+    judges: list[Judge] = [
+        BM25Judge(texts),
+        VectorJudge(documents=teacher[pool].astype(np.float32), embed=embed),
+        VectorJudge(documents=reader.documents(texts), embed=reader.queries),
+    ]
+    return choose(examples, options, answers, judges)
+
+
+if __name__ == "__main__":
+    main()
