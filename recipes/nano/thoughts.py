@@ -177,7 +177,8 @@ def log_ranks(
     """
     best = np.array([row[found].max() for row, found in zip(scores, answers, strict=True)])
     better = (scores > best[:, None]).sum(axis=1)
-    return np.log1p(better, dtype=np.float32)
+    ranks: NDArray[np.float32] = np.log1p(better, dtype=np.float32)
+    return ranks
 
 
 def candidates(example: Example, documents: Sequence[str], keywords: Keywords) -> list[str]:
