@@ -16,7 +16,7 @@ from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
 from t1_edge.engines.select import Device, EngineChoice, open_engine
 from t1_edge.errors import EngineError, InputError
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
-from t1_edge.thinking import think
+from t1_edge.thinking import Thought, think
 from t1_edge.tokenization import TextTokenizer
 
 _BATCH_ROWS: Final = 64
@@ -85,26 +85,35 @@ class Encoder:
         return self._engine.info
 
     def encode_query(
-        self, text: str, *, budget: int | None = None, deadline: float | None = None
+        self,
+        text: str,
+        *,
+        budget: int | None = None,
+        thought: str | None = None,
+        deadline: float | None = None,
     ) -> QueryEmbedding:
         """Think about a query, then embed it.
 
         Args:
             text: The query. Special tokens in it are plain text; empty text is allowed.
             budget: Most tokens of the thought; the contract's if None, no thought if 0.
+            thought: One that the caller wrote or edited, to be read instead.
             deadline: Seconds from the call after which the thought is forced shut.
 
         Raises:
-            InputError: If the text holds a lone surrogate, or the budget is negative.
+            InputError: If a text holds a lone surrogate, the budget is negative, or there are
+                both a budget and a thought.
             EngineError: If the engine fails, or the vector is not one.
         """
-        return self.encode_queries([text], budget=budget, deadline=deadline)[0]
+        thoughts = None if thought is None else [thought]
+        return self.encode_queries([text], budget=budget, thoughts=thoughts, deadline=deadline)[0]
 
     def encode_queries(
         self,
         texts: Sequence[str],
         *,
         budget: int | None = None,
+        thoughts: Sequence[str] | None = None,
         deadline: float | None = None,
         batch_size: int = 8,
     ) -> list[QueryEmbedding]:
@@ -113,9 +122,11 @@ class Encoder:
         Args:
             texts: The queries.
             budget: Most tokens of each thought.
+            thoughts: One for each query, to be read instead of thinking.
             deadline: Seconds from the call, for all queries together.
             batch_size: Queries that share each pass over the weights.
         """
+        given = None if thoughts is None else self._given(thoughts, len(texts), budget)
         budget = self.codec.contract.budget if budget is None else budget
         if budget < 0:
             raise InputError(f"budget must be 0 or more tokens, not {budget}")
@@ -123,7 +134,11 @@ class Encoder:
         rows = [self.codec.query(text) for text in texts]
         embedded: list[QueryEmbedding] = []
         for at in range(0, len(rows), batch_size):
-            embedded += self._think_then_embed(rows[at : at + batch_size], budget, until)
+            batch = slice(at, at + batch_size)
+            if given is not None:
+                embedded += self._embed_with(rows[batch], given[batch])
+            else:
+                embedded += self._think_then_embed(rows[batch], budget, until)
         return embedded
 
     def encode_documents(self, texts: Sequence[str]) -> Float32Array:
@@ -191,6 +206,14 @@ class Encoder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _given(self, thoughts: Sequence[str], queries: int, budget: int | None) -> list[Thought]:
+        if budget is not None:
+            raise InputError("give a budget to think within, or a thought to read, not both")
+        if len(thoughts) != queries:
+            raise InputError(f"{len(thoughts)} thoughts for {queries} queries: give one for each")
+        tokens = [self.codec.thought_tokens(thought) for thought in thoughts]
+        return [Thought(tokens=found, stopped_by="given") for found in tokens]
+
     def _think_then_embed(
         self, rows: Sequence[Row], budget: int, until: float | None
     ) -> list[QueryEmbedding]:
@@ -205,7 +228,25 @@ class Encoder:
                 clock.append(time.monotonic())
                 vectors = self._read(session)
             clock.append(time.monotonic())
-        timings = _timings(clock)
+        return self._results(rows, thoughts, vectors, _timings(clock))
+
+    def _embed_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
+        began = time.monotonic()
+        whole = [
+            (*row.tokens, *thought.tokens, self.codec.close)
+            for row, thought in zip(rows, thoughts, strict=True)
+        ]
+        vectors = self._embed(whole)
+        timings = _timings([began, began, began, time.monotonic()])
+        return self._results(rows, thoughts, vectors, timings)
+
+    def _results(
+        self,
+        rows: Sequence[Row],
+        thoughts: Sequence[Thought],
+        vectors: Float32Array,
+        timings: Timings,
+    ) -> list[QueryEmbedding]:
         return [
             QueryEmbedding(
                 vector=vector,

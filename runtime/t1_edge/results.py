@@ -16,7 +16,8 @@ class Timings:
     Attributes:
         prefill: Reading the query, up to the first logits. 0 with budget 0.
         thinking: Writing the thought, the first logits not included.
-        embedding: Closing the thought and reading the vector; reading the query with budget 0.
+        embedding: Closing the thought and reading the vector; reading the query too with budget 0
+            or a given thought.
         total: From the call to the vector.
     """
 
@@ -32,7 +33,7 @@ class QueryEmbedding:
 
     Attributes:
         vector: float32 [d], L2-normalised.
-        thought: What the model wrote, as text.
+        thought: What the model wrote, or the caller, as text.
         thought_tokens: The same as token ids.
         stopped_by: What ended the thought.
         truncated: Whether the text was cut to the contract's `max_query_tokens`.

@@ -8,7 +8,7 @@ from typing import Literal
 from t1_edge.contract import Codec
 from t1_edge.engines.base import Session
 
-StopReason = Literal["budget", "closed", "stop_token", "deadline"]
+StopReason = Literal["budget", "closed", "stop_token", "deadline", "given"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Thought:
     Attributes:
         tokens: The thought, without the tokens that open, close or stop it.
         stopped_by: "closed" if the model closed it, "stop_token" if it ended its turn, "budget"
-            or "deadline" if it was forced shut.
+            or "deadline" if it was forced shut, "given" if the caller wrote it.
     """
 
     tokens: tuple[int, ...]

@@ -88,6 +88,20 @@ def test_thoughts_repeat(real: Encoder) -> None:
     np.testing.assert_array_equal(first.vector, second.vector)
 
 
+def test_a_given_thought_is_read_and_not_written(real: Encoder) -> None:
+    query, thought = "why do leaves turn red", " chlorophyll, autumn"
+    found = real.encode_query(query, thought=thought)
+    assert (found.thought, found.stopped_by) == (thought.strip(), "given")
+    assert found.thought_tokens == real.codec.thought_tokens(thought)
+    other = real.encode_query(query, thought=" bridges, steel")
+    assert found.vector @ other.vector < 0.999
+    together = real.encode_queries([query, "x"], thoughts=[thought, ""])
+    tolerance = _tolerance(real)
+    np.testing.assert_allclose(together[0].vector, found.vector, atol=tolerance, rtol=0)
+    none = real.encode_query("x", budget=0).vector
+    np.testing.assert_allclose(together[1].vector, none, atol=max(tolerance, 3e-2), rtol=0)
+
+
 def test_a_hundred_thousand_words_are_cut_and_it_is_said(real: Encoder) -> None:
     text = "word " * 100_000
     found = real.embed_documents([text, "short"], truncate=True)
@@ -206,6 +220,16 @@ def test_a_deadline_forces_a_thought_shut() -> None:
     assert found.stopped_by == "deadline"
     assert 0 < len(found.thought_tokens) < 100
     assert time.monotonic() - began < 1
+
+
+def test_thoughts_are_given_one_for_each_query_and_without_a_budget() -> None:
+    encoder, _ = _encoder()
+    with pytest.raises(InputError, match="2 thoughts for 1 queries"):
+        encoder.encode_queries(["a"], thoughts=["b", "c"])
+    with pytest.raises(InputError, match="not both"):
+        encoder.encode_query("a", thought="b", budget=4)
+    with pytest.raises(InputError, match="lone surrogate"):
+        encoder.encode_query("a", thought="\ud800")
 
 
 def test_a_negative_budget_is_refused() -> None:
