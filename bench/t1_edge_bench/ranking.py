@@ -1,6 +1,6 @@
 """From queries to ranked documents: BM25, and exact search over vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -82,6 +82,26 @@ def dense(
         hits = [(names[key], 1 - distance) for key, distance in pairs]
         run[query.id] = dict([hit for hit in hits if hit[0] not in left_out][:depth])
     return run
+
+
+def fuse(runs: Sequence[Run], *, depth: int = DEPTH, k: int = 60) -> Run:
+    """Reciprocal rank fusion (Cormack, Clarke, Büttcher; SIGIR 2009).
+
+    Args:
+        runs: Over the same queries.
+        depth: Documents to keep for a query.
+        k: Rank that is added to every rank; 60 is the paper's.
+    """
+    fused: dict[str, Mapping[str, float]] = {}
+    for query in runs[0]:
+        total: dict[str, float] = {}
+        for run in runs:
+            ranked = sorted(run[query], key=run[query].__getitem__, reverse=True)
+            for rank, document in enumerate(ranked, 1):
+                total[document] = total.get(document, 0.0) + 1 / (k + rank)
+        best = sorted(total, key=total.__getitem__, reverse=True)[:depth]
+        fused[query] = {document: total[document] for document in best}
+    return fused
 
 
 def _scores(score: object, words: list[str], dataset: Dataset) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from t1_edge_bench.bandwidth import peak_resident_bytes, read_bandwidth
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.quality import quality
-from t1_edge_bench.ranking import bm25, dense
+from t1_edge_bench.ranking import bm25, dense, fuse
 from t1_edge_bench.table import table
 from t1_edge_bench.vectors import document_vectors
 
@@ -199,3 +199,12 @@ def test_tables_are_aligned() -> None:
         "xy     1",
         "z     22",
     ]
+
+
+def test_fusion_prefers_what_both_found() -> None:
+    first = {"q": {"a": 9.0, "b": 8.0, "c": 7.0}}
+    second = {"q": {"b": 0.3, "d": 0.2, "a": 0.1}}
+    fused = fuse([first, second])["q"]
+    assert list(fused) == ["b", "a", "d", "c"]
+    assert fused["b"] == pytest.approx(1 / 62 + 1 / 61)
+    assert list(fuse([first, second], depth=1)["q"]) == ["b"]

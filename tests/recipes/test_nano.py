@@ -1,0 +1,212 @@
+"""The recipe of nano over a tiny decoder: what it trains is what export reads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.nano.config import Config
+from recipes.nano.data import Pair, split
+from recipes.nano.evaluate import Measured, compare
+from recipes.nano.model import Frozen, Student, load_student, new_student
+from recipes.nano.stages import STAGES, Learner, log_ranks
+from recipes.nano.stream import Stream, cut
+from recipes.nano.thoughts import BM25Judge, Keywords, choose
+from t1_edge.contract import Codec
+from t1_edge_export.adapter import with_adapter
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.reference import Reference
+from t1_edge_export.vocabulary import with_tokens
+from tiny import Tiny
+
+Made = tuple[Student, Codec]
+
+
+@pytest.fixture
+def student(tiny: Callable[..., Tiny]) -> Made:
+    torch.manual_seed(0)
+    made, codec = new_student(str(tiny("llama").folder), rank=4, alpha=8, first_layer=1)
+    with torch.no_grad():
+        for parameter in made.trained().values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made, codec
+
+
+def _rows(codec: Codec) -> list[tuple[int, ...]]:
+    texts = ["why", "a question that is longer than the others", "two words"]
+    return [(*codec.query(text).tokens, codec.close, codec.emb) for text in texts]
+
+
+def test_what_was_trained_is_what_export_reads(
+    student: Made, tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    made, codec = student
+    made.save(tmp_path, str(tiny("llama").folder))
+    base = with_tokens(open_checkpoint(tiny("llama").folder), codec.contract.added_tokens)
+    merged = Reference(with_adapter(base, tmp_path)).hidden_states(_rows(codec))
+    merged /= np.linalg.norm(merged, axis=1, keepdims=True)
+    with torch.no_grad():
+        found = made.vectors(_rows(codec), most=40).numpy()
+        again = load_student(tmp_path)[0].vectors(_rows(codec)).numpy()
+    assert ((found * merged).sum(axis=1) > 0.999).all()  # bfloat16 against float32
+    np.testing.assert_allclose(found, again, atol=2e-2)  # float16 in the file, bfloat16 in the sums
+    plain = Reference(base).hidden_states(_rows(codec))
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    assert (found * plain).sum(axis=1).max() < 0.99
+
+
+def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made) -> None:
+    made, codec = student
+    rows = [row[:-2] for row in _rows(codec)]
+    generator = torch.Generator()
+
+    def think(chosen: list[tuple[int, ...]]) -> list[list[int]]:
+        return made.think(chosen, budget=6, ends=[codec.close], temperature=0, generator=generator)
+
+    together = think(rows)
+    assert [think([row])[0] for row in rows] == together
+    with torch.no_grad():
+        states = made(torch.tensor([[*rows[1], *together[1]]]))
+    expected = made.logits(states[0]).argmax(-1)[len(rows[1]) - 1 : -1].tolist()
+    assert together[1] == expected
+
+
+def test_only_the_adapter_and_the_new_rows_learn(student: Made) -> None:
+    made, codec = student
+    names = made.trained()
+    assert {name.split(".")[-1] for name in names} == {"rows", "lora_A", "lora_B"}
+    made.vectors(_rows(codec)).sum().backward()  # type: ignore[no-untyped-call]
+    assert not any("layers.0." in name for name in names)
+    assert all(p.grad is not None for name, p in names.items() if name != "rows")
+
+
+def test_a_frozen_student_comes_back_and_goes(student: Made) -> None:
+    made, codec = student
+    with torch.no_grad():
+        before = made.vectors(_rows(codec))
+        frozen = Frozen(made)
+        for parameter in made.trained().values():
+            parameter.mul_(1.5)
+        after = made.vectors(_rows(codec))
+        with frozen.restored():
+            assert torch.equal(made.vectors(_rows(codec)), before)
+        assert torch.equal(made.vectors(_rows(codec)), after)
+
+
+@pytest.fixture
+def stream(student: Made, tmp_path: Path) -> Stream:
+    """Forty questions of two sets, each with one document, and a teacher that draws lots."""
+    import msgspec
+
+    pairs = [
+        Pair(set=name, query=f"{name} question {at}", documents=[f"{name} answer number {at}"])
+        for name in ("a", "b")
+        for at in range(40)
+    ]
+    documents, examples = split(pairs)
+    encode = msgspec.json.encode
+    (tmp_path / "documents.jsonl").write_bytes(
+        b"".join(encode({"text": text}) + b"\n" for text in documents)
+    )
+    (tmp_path / "examples.jsonl").write_bytes(b"".join(encode(e) + b"\n" for e in examples))
+    thoughts = [f"word {at}" if at % 3 else "" for at in range(len(examples))]
+    (tmp_path / "thoughts.jsonl").write_bytes(b"".join(encode(t) + b"\n" for t in thoughts))
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "queries.npy", rng.normal(size=(len(examples), 8)).astype(np.float16))
+    np.save(tmp_path / "documents.npy", rng.normal(size=(len(documents), 8)).astype(np.float16))
+    np.save(tmp_path / "positives.npy", np.ones(len(examples), np.bool_))
+    np.save(tmp_path / "negatives.npy", rng.integers(0, 40, (len(examples), 16)).astype(np.int32))
+    return Stream(tmp_path, student[1], query_tokens=24, document_tokens=24)
+
+
+@pytest.mark.parametrize("stage", ["representation", "joint", "reinforce"])
+def test_a_stage_lowers_its_loss_on_one_batch(student: Made, stream: Stream, stage: str) -> None:
+    made, codec = student
+    config = Config(stage=stage, steps=1, batch=32, group=4, pool=20, budget=4)  # type: ignore[arg-type]
+    learner = Learner(made, codec, stream, config)
+    batch = stream.batch(0, 32, 1, seed=0)
+    optimizer = torch.optim.Adam(made.trained().values(), 3e-3)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss, parts = STAGES[stage](learner, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+        assert all(np.isfinite(value) for value in parts.values())
+    if stage != "reinforce":  # whose loss is drawn anew each time
+        assert losses[-1] < losses[0]
+
+
+def test_a_batch_is_its_steps(stream: Stream) -> None:
+    first, again = (stream.batch(3, 32, 1, seed=0) for _ in range(2))
+    np.testing.assert_array_equal(first.documents, again.documents)
+    assert not np.array_equal(first.examples, stream.batch(4, 32, 1, seed=0).examples)
+    assert first.answers[np.arange(32), np.arange(32)].all()
+    assert len(set(first.documents.tolist())) == len(first.documents)
+
+
+def test_train_and_dev_share_nothing() -> None:
+    shared = [f"fact {at % 50}" for at in range(400)]
+    found = [
+        Pair(set="s", query=f"q {at}?", documents=[shared[at], f"own {at}"]) for at in range(400)
+    ]
+    documents, examples = split(found)
+    parts = {
+        part: {documents[d] for e in examples if e.part == part for d in e.positives}
+        for part in ("train", "dev")
+    }
+    assert parts["dev"]
+    assert not parts["train"] & parts["dev"]
+
+
+def test_a_thought_is_kept_where_two_judges_gain() -> None:
+    documents = ["anthocyanins redden leaves", "iron rusts in rain", "leaves fall", "rain falls"]
+    keywords = Keywords(documents)
+    assert keywords.best("anthocyanins redden leaves", "why do leaves", 2) == [
+        "anthocyanins",
+        "redden",
+    ]
+    _, examples = split([Pair(set="s", query="why leaves", documents=documents[:1])])
+    options, answers = [["anthocyanins, redden", "rain"]], [np.array([0])]
+    judge = BM25Judge(documents)
+    assert choose(examples, options, answers, [judge, judge, judge]) == ["anthocyanins, redden"]
+
+    class Contrary:
+        def scores(self, queries: object) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+            assert isinstance(queries, list)
+            return np.array([[1, 0, 0, 0]] * len(queries), np.float32)
+
+    assert choose(examples, options, answers, [judge, Contrary(), Contrary()]) == [""]
+
+
+def test_ranks_count_what_stands_before_the_best_answer() -> None:
+    scores = torch.tensor([[0.9, 0.5, 0.7, 0.1]])
+    for answers, rank in (
+        ([1, 0, 0, 0], 1),
+        ([0, 1, 0, 0], 3),
+        ([0, 1, 1, 0], 2),
+        ([0, 0, 0, 1], 4),
+    ):
+        found = log_ranks(scores, torch.tensor([answers], dtype=torch.bool))
+        assert float(found) == pytest.approx(np.log(rank))
+
+
+def test_a_row_is_cut_before_its_last_two_tokens() -> None:
+    assert cut((1, 2, 3, 4, 5, 6), 4) == (1, 2, 5, 6)
+    assert cut((1, 2), 4) == (1, 2)
+
+
+def test_an_interval_holds_the_difference() -> None:
+    rng = np.random.default_rng(1)
+    plain = rng.uniform(0, 0.5, 200)
+    measured = [
+        Measured(dataset="d", system="nano", ndcg=(plain + 0.1 + rng.normal(0, 0.1, 200)).tolist()),
+        Measured(dataset="d", system="bm25", ndcg=plain.tolist()),
+    ]
+    (found,) = compare(measured, "nano", "bm25")
+    assert found.low < 0.1 < found.high
+    assert found.low > 0.05
+    assert compare(measured, "nano", "nobody") == []
