@@ -6,20 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from t1_edge.build import Decoder
-from t1_edge.contract import Codec, Contract
+from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from t1_edge_export.decoder import EMBEDDING, tensors
+from t1_edge_export.presets import PRESETS
 from t1_edge_export.vocabulary import with_tokens
-
-CONTRACT: Final = Path(__file__).with_name("contract.json")
 
 ADAPTER: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -253,7 +251,7 @@ def new_student(base: str, *, rank: int, alpha: int, first_layer: int) -> tuple[
         alpha: See `Student`.
         first_layer: See `Student`.
     """
-    contract = msgspec.json.decode(CONTRACT.read_bytes(), type=Contract)
+    contract = PRESETS["nano"]
     checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     new = sorted((codec.open, codec.close, codec.emb))
