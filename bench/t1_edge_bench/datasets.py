@@ -8,6 +8,7 @@ excluded.tsv                 optional: query-id, corpus-id, documents that a que
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 
 from t1_edge.errors import DataError
 
+_QRELS: Final = ("query-id", "corpus-id", "score")
 _SUFFIXES: Final = (".jsonl", ".jsonl.gz")
 
 
@@ -77,13 +79,10 @@ def load(folder: Path, *, split: str | None = None, limit_queries: int | None = 
     """
     chosen = _choose_split(folder, split)
     dot = f".{chosen}" if chosen else ""
-    documents = [
-        Text(id=r.id, text=f"{r.title}\n{r.text}" if r.title else r.text)
-        for r in _records(_find(folder, "corpus"))
-    ]
+    documents = _texts(_find(folder, "corpus"))
     known = {document.id for document in documents}
     qrels = _judgements(folder / f"qrels{dot}.tsv", known)
-    asked = [Text(id=r.id, text=r.text) for r in _records(_find(folder, f"queries{dot}"))]
+    asked = _texts(_find(folder, f"queries{dot}"))
     queries = [query for query in asked if query.id in qrels]
     if not queries:
         raise DataError(f"{folder}: none of the {len(asked)} queries has a judgement")
@@ -120,12 +119,19 @@ def _find(folder: Path, stem: str) -> Path:
     raise DataError(f"{folder} has neither {stem}.jsonl nor {stem}.jsonl.gz")
 
 
-def _records(path: Path) -> Iterator[_Record]:
+def _texts(path: Path) -> list[Text]:
+    """The texts of a file; a title stands before its text."""
+    found: dict[str, Text] = {}
     for number, line in enumerate(_lines(path), 1):
         try:
-            yield msgspec.json.decode(line, type=_Record)
+            record = msgspec.json.decode(line, type=_Record)
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise DataError(f'{path}:{number}: expected {{"_id": "…", "text": "…"}}: {e}') from e
+        if record.id in found:
+            raise DataError(f"{path}:{number}: the id {record.id!r} stands there a second time")
+        text = f"{record.title}\n{record.text}" if record.title else record.text
+        found[record.id] = Text(id=record.id, text=text)
+    return list(found.values())
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -136,23 +142,26 @@ def _lines(path: Path) -> Iterator[str]:
         else:
             with path.open(encoding="utf-8") as file:
                 yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as e:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise DataError(f"cannot read {path}: {e}") from e
 
 
-def _rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Lines of a tab-separated file under its header, with their numbers."""
     for number, line in enumerate(_lines(path), 1):
         cells = line.rstrip("\r\n").split("\t")
-        if len(cells) != columns:
-            raise DataError(f"{path}:{number}: expected {columns} columns, found {len(cells)}")
+        if number == 1 and cells != list(header):
+            raise DataError(f"{path}:1: expected the header {' '.join(header)}, found {line!r}")
+        if len(cells) != len(header):
+            wanted = len(header)
+            raise DataError(f"{path}:{number}: expected {wanted} columns, found {len(cells)}")
         if number > 1:
             yield number, cells
 
 
 def _judgements(path: Path, known: set[str]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for number, (query, document, score) in _rows(path, 3):
+    for number, (query, document, score) in _rows(path, _QRELS):
         if document not in known:
             raise DataError(f"{path}:{number}: the corpus has no document {document!r}")
         try:
@@ -166,6 +175,6 @@ def _judgements(path: Path, known: set[str]) -> dict[str, dict[str, int]]:
 
 def _exclusions(path: Path) -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
-    for _, (query, document) in _rows(path, 2):
+    for _, (query, document) in _rows(path, _QRELS[:2]):
         found.setdefault(query, set()).add(document)
     return {query: frozenset(documents) for query, documents in found.items()}

@@ -38,20 +38,20 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         format: "onnx", "gguf", or "bm25", which has an nDCG alone.
         ndcg: nDCG@10 over topics, mean over the questions.
-        library: What ran.
+        library: What ran; None for BM25, like all that follows.
         size: Graph and weights.
         load: From the call to a ready encoder, the golden check of a first load included.
         tokens_per_second: Reading the passages.
-        query_p50: Thinking about one question and embedding it.
+        query_p50: From the call to the vector of one question, its thought included.
     """
 
     format: str
     ndcg: float = msgspec.field(name="ndcg@10")
-    library: str = ""
-    size: int = 0
-    load: float = 0.0
-    tokens_per_second: float = 0.0
-    query_p50: float = 0.0
+    library: str | None = None
+    size: int | None = None
+    load: float | None = None
+    tokens_per_second: float | None = None
+    query_p50: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,9 @@ def prepare(say: Say, progress: Callable[[int], None], *, fresh: bool) -> Build:
     return export(open_checkpoint(checkpoint), request, say=say, progress=progress)
 
 
-def weights() -> int:
-    """How many weights `prepare` writes; the total of its progress."""
-    return weight_count(open_checkpoint(pull(NAME)).decoder)
+def weights(say: Say) -> int:
+    """How many weights `prepare` writes, the total of its progress; the checkpoint is pulled."""
+    return weight_count(open_checkpoint(pull(NAME, say=say)).decoder)
 
 
 def measure(
@@ -111,7 +111,7 @@ def measure(
         documents = encoder.embed_documents(texts, truncate=True, progress=progress)
         say(f"{format}: thinking about {len(data.queries)} questions")
         found = encoder.encode_queries([query.text for query in data.queries])
-        alone = [encoder.encode_query(query.text) for query in data.queries[:_TIMED]]
+        alone = [_seconds(encoder, query.text) for query in data.queries[:_TIMED]]
         library = encoder.info.library
     queries = np.stack([query.vector for query in found])
     run = pydoc.by_topic(dense(data, documents.vectors, queries))
@@ -122,9 +122,15 @@ def measure(
         size=build.size(format),
         load=load,
         tokens_per_second=float(documents.tokens.sum() / documents.seconds),
-        query_p50=statistics.median(query.timings.total for query in alone),
+        query_p50=statistics.median(alone),
     )
     return row, _answers(found, run)
+
+
+def _seconds(encoder: Encoder, question: str) -> float:
+    began = time.perf_counter()
+    encoder.encode_query(question)
+    return time.perf_counter() - began
 
 
 def baseline() -> DemoRow:
@@ -139,16 +145,15 @@ def show(rows: Sequence[DemoRow]) -> str:
 
 
 def _cells(row: DemoRow) -> list[str]:
-    if not row.library:
-        return [row.format, "", "", "", "", f"{row.ndcg:.3f}"]
-    return [
-        row.format,
-        f"{row.size / 1e6:.0f}",
-        f"{row.load:.2f}",
-        f"{row.tokens_per_second:.0f}",
-        f"{row.query_p50 * 1e3:.0f}",
-        f"{row.ndcg:.3f}",
+    figures = [
+        (row.size, 1e-6, ".0f"),
+        (row.load, 1.0, ".2f"),
+        (row.tokens_per_second, 1.0, ".0f"),
+        (row.query_p50, 1e3, ".0f"),
+        (row.ndcg, 1.0, ".3f"),
     ]
+    shown = ["" if value is None else format(value * unit, spec) for value, unit, spec in figures]
+    return [row.format, *shown]
 
 
 def _exported() -> Build | None:
@@ -161,7 +166,7 @@ def _exported() -> Build | None:
 
 
 def _ndcg(run: Run) -> float:
-    return mean(score(run, pydoc.dataset().qrels).ndcg_at_10)
+    return mean(score(run, pydoc.topic_judgements()).ndcg_at_10)
 
 
 def _answers(found: Sequence[QueryEmbedding], run: Run) -> list[Answer]:

@@ -1,27 +1,29 @@
 """How long a build takes: each engine in a process of its own, so that its memory is its own."""
 
-import json
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from t1_edge.build import Build
+from t1_edge.build import Build, Format
 from t1_edge.cache import find_build
 from t1_edge.encoder import Encoder
-from t1_edge.engines.base import Engine
-from t1_edge.engines.select import available_threads, open_engine
+from t1_edge.engines.base import Engine, Session
+from t1_edge.engines.select import available_threads, open_engine, require
 from t1_edge.errors import EngineError
-from t1_edge.results import QueryEmbedding
 from t1_edge_bench.bandwidth import peak_resident_bytes, read_bandwidth
 from t1_edge_bench.pydoc import passages, questions
 
 _WARM_UP: Final = 2
+_REPEATS: Final = 3
 _QUERIES: Final = 20
 _DOCUMENTS: Final = 32
 _DOCUMENT_WORDS: Final = 150
@@ -29,48 +31,66 @@ _THINKING_STEPS: Final = 32
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What one build costs on one engine. Times in seconds, sizes in bytes.
+    """What one build costs on one engine. Times in seconds, sizes in bytes, rates a second.
+
+    Rates and `load` are medians of three; their samples are in the order they were taken.
 
     Attributes:
-        build: Name or path of the build.
-        engine: Library that really ran.
+        build: As it was asked for.
+        library: What really ran.
         device: Where it ran.
         threads: CPU threads it had.
-        load: From the call to an encoder that is ready, golden check aside.
-        prefill_tokens_per_second: Reading documents of about 150 words.
-        thinking_tokens_per_second: Writing one thought.
-        thinking_tokens_per_second_8: Writing eight thoughts at once, all tokens together.
-        query_p50: Time to vector by budget.
-        query_p95: The same, the slowest in twenty.
-        query_samples: Every measured time by budget, in the order they were taken.
-        weight_bytes: Graph and weights, which a step of thinking reads once.
+        load: From the call to an encoder that is ready, in a process that has loaded the library
+            and seen the golden vectors come out.
+        prefill_tokens: Reading documents of about 150 words.
+        thinking_tokens: Writing one thought.
+        thinking_tokens_8: Writing eight thoughts at once, all tokens together.
+        query_p50: From the call to the vector, by budget.
+        query_p95: The same, 95th percentile, interpolated.
+        query_samples: Every measured time by budget.
+        rate_samples: Every measured value of `load` and of the three rates, by field.
+        weight_bytes: Graph and weights.
+        step_bytes: What of it a step of thinking reads.
         read_bandwidth: What this machine's memory gives, bytes a second, measured in this run.
         bandwidth_share: Share of it that writing one thought used.
         peak_resident: Most memory the process had.
     """
 
     build: str
-    engine: str
+    library: str
     device: str
     threads: int
     load: float
-    prefill_tokens_per_second: float
-    thinking_tokens_per_second: float
-    thinking_tokens_per_second_8: float
+    prefill_tokens: float
+    thinking_tokens: float
+    thinking_tokens_8: float
     query_p50: dict[int, float]
     query_p95: dict[int, float]
     query_samples: dict[int, list[float]]
+    rate_samples: dict[str, list[float]]
     weight_bytes: int
+    step_bytes: int
     read_bandwidth: float
     bandwidth_share: float
     peak_resident: int
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process of its own is asked for; `output` is where it writes its LatencyRow."""
+
+    build: str
+    budgets: list[int]
+    engine: Format
+    threads: int
+    read_bandwidth: float
+    output: str
 
 
 def latency(
     build: str,
     budgets: Sequence[int],
     *,
-    engine: str,
+    engine: Format,
     threads: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> LatencyRow:
@@ -79,87 +99,134 @@ def latency(
     Args:
         build: Name or path of the build.
         budgets: Most tokens of a thought; times to vector are taken for each.
-        engine: "onnx" or "gguf".
+        engine: Which of the build's formats.
         threads: CPU threads; those the process may use if None.
         say: Called with a line of talk.
 
     Raises:
+        BuildError: If the build is damaged.
+        CacheError: If there is no such build.
         EngineError: If the process fails; with what it said last.
+        MissingExtraError: If the engine's library is not installed.
     """
-    threads = threads or available_threads()
-    say(f"measuring {engine} in a process of its own")
-    request = json.dumps([build, list(budgets), engine, threads])
-    command = [sys.executable, "-m", "t1_edge_bench.latency", request]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"measuring {engine} failed: {last}")
-    measured: dict[str, Any] = json.loads(done.stdout)
+    Build(find_build(build))
+    require(engine)
+    threads = available_threads() if threads is None else threads
     # The ceiling is measured here: its buffer must not count as the engine's memory.
     ceiling = read_bandwidth(threads)
-    used = measured["weight_bytes"] * measured["thinking_tokens_per_second"]
-    shares = {"read_bandwidth": ceiling, "bandwidth_share": used / ceiling}
-    return msgspec.convert(measured | shares, LatencyRow, strict=False)
+    say(f"measuring {engine} in a process of its own")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "row.json"
+        request = _Request(
+            build=build,
+            budgets=list(budgets),
+            engine=engine,
+            threads=threads,
+            read_bandwidth=ceiling,
+            output=str(output),
+        )
+        asked = msgspec.json.encode(request).decode()
+        command = [sys.executable, "-m", "t1_edge_bench.latency", asked]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            end = done.stderr.strip()[-500:] or "it said nothing"
+            raise EngineError(f"measuring {engine} ended with code {done.returncode}: {end}")
+        return msgspec.json.decode(output.read_bytes(), type=LatencyRow)
 
 
-def _measure(name: str, budgets: Sequence[int], engine: Any, threads: int) -> dict[str, Any]:
-    """What the process of its own does; LatencyRow without the machine's bandwidth."""
-    build = Build(find_build(name))
-    began = time.perf_counter()
-    open_engine(build, engine=engine, threads=threads).close()
-    load = time.perf_counter() - began
-    with Encoder.load(build.path, engine=engine, threads=threads) as encoder:
-        samples = {budget: _query_times(encoder, budget) for budget in budgets}
-        prefill = _prefill_rate(encoder)
+def _measure(request: _Request) -> LatencyRow:
+    """What the process of its own does."""
+    build = Build(find_build(request.build))
+    loads = [_load_time(build, request) for _ in range(_REPEATS + 1)][1:]
+    with Encoder.load(build.path, engine=request.engine, threads=request.threads) as encoder:
+        queries = {budget: _query_times(encoder, budget) for budget in request.budgets}
+        prefill = _prefill_rates(encoder)
         info = encoder.info
-    running = open_engine(build, engine=engine, threads=threads)
-    thinking = [_thinking_rate(running, rows) for rows in (1, 8)]
+    running = open_engine(build, engine=request.engine, threads=request.threads)
+    one, eight = (_thinking_rates(running, rows) for rows in (1, 8))
     running.close()
-    return {
-        "build": build.manifest.name,
-        "engine": info.library,
-        "device": info.device,
-        "threads": info.threads,
-        "load": load,
-        "prefill_tokens_per_second": prefill,
-        "thinking_tokens_per_second": thinking[0],
-        "thinking_tokens_per_second_8": thinking[1],
-        "query_p50": {b: float(np.percentile(times, 50)) for b, times in samples.items()},
-        "query_p95": {b: float(np.percentile(times, 95)) for b, times in samples.items()},
-        "query_samples": samples,
-        "weight_bytes": build.size(engine),
-        "peak_resident": peak_resident_bytes(),
-    }
+    step = _step_bytes(build, request.engine)
+    return LatencyRow(
+        build=request.build,
+        library=info.library,
+        device=info.device,
+        threads=info.threads,
+        load=statistics.median(loads),
+        prefill_tokens=statistics.median(prefill),
+        thinking_tokens=statistics.median(one),
+        thinking_tokens_8=statistics.median(eight),
+        query_p50={budget: float(np.percentile(times, 50)) for budget, times in queries.items()},
+        query_p95={budget: float(np.percentile(times, 95)) for budget, times in queries.items()},
+        query_samples=queries,
+        rate_samples={
+            "load": loads,
+            "prefill_tokens": prefill,
+            "thinking_tokens": one,
+            "thinking_tokens_8": eight,
+        },
+        weight_bytes=build.size(request.engine),
+        step_bytes=step,
+        read_bandwidth=request.read_bandwidth,
+        bandwidth_share=step * statistics.median(one) / request.read_bandwidth,
+        peak_resident=peak_resident_bytes(),
+    )
+
+
+def _step_bytes(build: Build, engine: Format) -> int:
+    """An embedding that is not the head as well is not read: a step takes one row of it."""
+    decoder = build.manifest.decoder
+    if decoder.tied:
+        return build.size(engine)
+    bytes_a_weight = 4 if build.manifest.profile == "float" else 34 / 32  # Q8_0
+    return build.size(engine) - int(decoder.vocabulary * decoder.hidden * bytes_a_weight)
+
+
+def _load_time(build: Build, request: _Request) -> float:
+    began = time.perf_counter()
+    Encoder.load(build.path, engine=request.engine, threads=request.threads).close()
+    return time.perf_counter() - began
 
 
 def _query_times(encoder: Encoder, budget: int) -> list[float]:
     texts = islice(cycle(question.text for question in questions()), _WARM_UP + _QUERIES)
-    found: list[QueryEmbedding] = [encoder.encode_query(t, budget=budget) for t in texts]
-    return [query.timings.total for query in found[_WARM_UP:]]
+    times = []
+    for text in texts:
+        began = time.perf_counter()
+        encoder.encode_query(text, budget=budget)
+        times.append(time.perf_counter() - began)
+    return times[_WARM_UP:]
 
 
-def _prefill_rate(encoder: Encoder) -> float:
+def _prefill_rates(encoder: Encoder) -> list[float]:
     """Tokens a second over real passages, joined to the length of a textbook's."""
     words = " ".join(passage.text for passage in passages()).split()
     starts = range(0, _DOCUMENTS * _DOCUMENT_WORDS, _DOCUMENT_WORDS)
     texts = [" ".join(words[at : at + _DOCUMENT_WORDS]) for at in starts]
     encoder.embed_documents(texts[:_WARM_UP], truncate=True)
-    found = encoder.embed_documents(texts, truncate=True)
-    return float(found.tokens.sum() / found.seconds)
+    found = [encoder.embed_documents(texts, truncate=True) for _ in range(_REPEATS)]
+    return [float(documents.tokens.sum() / documents.seconds) for documents in found]
 
 
-def _thinking_rate(engine: Engine, rows: int) -> float:
+def _thinking_rates(engine: Engine, rows: int) -> list[float]:
     """Tokens a second of greedy writing behind a short prompt, all rows together."""
     prompt = list(range(100, 140))
-    with engine.start([prompt] * rows, room=_THINKING_STEPS + _WARM_UP + 1) as session:
-        for step in range(_THINKING_STEPS + _WARM_UP):
-            if step == _WARM_UP:
-                began = time.perf_counter()
-            best = session.logits().argmax(axis=1).tolist()
-            session.append(dict(enumerate(best)))
-        session.logits()
-        return rows * _THINKING_STEPS / (time.perf_counter() - began)
+    rates = []
+    with engine.start([prompt] * rows, room=_THINKING_STEPS * _REPEATS + _WARM_UP + 1) as session:
+        _write(session, _WARM_UP)
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            _write(session, _THINKING_STEPS)
+            rates.append(rows * _THINKING_STEPS / (time.perf_counter() - began))
+    return rates
+
+
+def _write(session: Session, tokens: int) -> None:
+    """So many tokens for every row. A token runs when the next one asks for its logits."""
+    for _ in range(tokens):
+        best = session.logits().argmax(axis=1).tolist()
+        session.append(dict(enumerate(best)))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_measure(*json.loads(sys.argv[1]))))
+    asked = msgspec.json.decode(sys.argv[1], type=_Request)
+    Path(asked.output).write_bytes(msgspec.json.encode(_measure(asked)))

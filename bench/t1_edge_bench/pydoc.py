@@ -94,14 +94,19 @@ def questions() -> tuple[Question, ...]:
     return tuple(msgspec.json.decode(line, type=Question) for line in raw.splitlines())
 
 
+def topic_judgements() -> Mapping[str, Mapping[str, int]]:
+    """Question id to the topics that answer it; what a run made by `by_topic` is judged by."""
+    return {question.id: dict.fromkeys(question.topics, 1) for question in questions()}
+
+
 def dataset() -> Dataset:
-    """Passages and questions as a data set; judgements are of topics, see `by_topic`."""
+    """Passages and questions as a data set without judgements, which are of topics."""
     return Dataset(
         name="pydoc",
         split="",
         documents=[Text(id=passage.id, text=passage.text) for passage in passages()],
         queries=[Text(id=question.id, text=question.text) for question in questions()],
-        qrels={question.id: dict.fromkeys(question.topics, 1) for question in questions()},
+        qrels={},
         excluded={},
         unjudged=0,
     )

@@ -23,12 +23,13 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         queries: How many were asked.
         ndcg: nDCG@10, mean over the queries.
         recall: recall@100, mean over the queries.
-        build: Name of the build; "" for BM25, like all that follows.
-        engine: Library that ran it.
+        build: As it was asked for; None for BM25, like all that follows.
+        library: What ran it.
         device: Where it ran.
         budget: Most tokens of a thought.
         thought_tokens: Tokens of a thought, mean over the queries.
         truncated_queries: Queries that were cut to the build's limit.
+        truncated_documents: Documents likewise.
         seconds_a_query: Thinking and embedding, mean over the queries, which ran in batches.
     """
 
@@ -38,12 +39,13 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     queries: int
     ndcg: float = msgspec.field(name="ndcg@10")
     recall: float = msgspec.field(name="recall@100")
-    build: str = ""
-    engine: str = ""
-    device: str = ""
+    build: str | None = None
+    library: str | None = None
+    device: str | None = None
     budget: int | None = None
     thought_tokens: float | None = None
     truncated_queries: int | None = None
+    truncated_documents: int | None = None
     seconds_a_query: float | None = None
 
 
@@ -70,35 +72,37 @@ def quality(
         A row for BM25 and one for each budget.
     """
     say(f"{len(dataset.queries)} queries, {dataset.unjudged} without a judgement left out")
-    rows = [_row(dataset, bm25(dataset), system="bm25")]
+    rows = [_judged("bm25", dataset, bm25(dataset))]
     documents = document_vectors(encoder, dataset, say=say, progress=progress)
+    cut = sum(encoder.codec.document(document.text).truncated for document in dataset.documents)
     for budget in budgets:
         say(f"asking with a budget of {budget}")
         began = time.monotonic()
         found = encoder.encode_queries([query.text for query in dataset.queries], budget=budget)
         seconds = time.monotonic() - began
         run = dense(dataset, documents, np.stack([query.vector for query in found]))
-        about = {
-            "system": "t1-edge",
-            "build": build,
-            "engine": encoder.info.library,
-            "device": encoder.info.device,
-            "budget": budget,
-            "thought_tokens": round(float(np.mean([len(q.thought_tokens) for q in found])), 2),
-            "truncated_queries": sum(query.truncated for query in found),
-            "seconds_a_query": round(seconds / len(found), 4),
-        }
-        rows.append(_row(dataset, run, **about))
+        row = msgspec.structs.replace(
+            _judged("t1-edge", dataset, run),
+            build=build,
+            library=encoder.info.library,
+            device=encoder.info.device,
+            budget=budget,
+            thought_tokens=round(float(np.mean([len(q.thought_tokens) for q in found])), 2),
+            truncated_queries=sum(query.truncated for query in found),
+            truncated_documents=cut,
+            seconds_a_query=round(seconds / len(found), 4),
+        )
+        rows.append(row)
     return rows
 
 
-def _row(dataset: Dataset, run: Run, **about: object) -> QualityRow:
+def _judged(system: str, dataset: Dataset, run: Run) -> QualityRow:
     scores = score(run, dataset.qrels)
-    measured = {
-        "dataset": f"{dataset.name}/{dataset.split}" if dataset.split else dataset.name,
-        "documents": len(dataset.documents),
-        "queries": len(dataset.queries),
-        "ndcg@10": round(mean(scores.ndcg_at_10), 4),
-        "recall@100": round(mean(scores.recall_at_100), 4),
-    }
-    return msgspec.convert(measured | about, QualityRow)
+    return QualityRow(
+        system=system,
+        dataset=f"{dataset.name}/{dataset.split}" if dataset.split else dataset.name,
+        documents=len(dataset.documents),
+        queries=len(dataset.queries),
+        ndcg=round(mean(scores.ndcg_at_10), 4),
+        recall=round(mean(scores.recall_at_100), 4),
+    )

@@ -28,9 +28,12 @@ def bm25(dataset: Dataset, *, depth: int = DEPTH) -> Run:
     """
     try:
         import bm25s
-        import Stemmer
     except ImportError as e:
         raise MissingExtraError("bm25s", "bench") from e
+    try:
+        import Stemmer
+    except ImportError as e:
+        raise MissingExtraError("PyStemmer", "bench") from e
     stemmer = Stemmer.Stemmer("english")
 
     def cut(texts: list[str]) -> list[list[str]]:

@@ -26,7 +26,7 @@ def document_vectors(
 ) -> NDArray[np.float32]:
     """Vectors of a data set's documents, float32 [n, d], from the cache where they are in it.
 
-    Documents over the build's limit are cut, and their number is said.
+    Documents over the build's limit are cut; how many is said when they are encoded.
 
     Args:
         encoder: What to encode with. Vectors of different engines are kept apart.
@@ -72,5 +72,10 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 def _write(path: Path, vectors: NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        np.save(file, vectors, allow_pickle=False)
-    os.replace(file.name, path)
+        try:
+            np.save(file, vectors, allow_pickle=False)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -17,7 +17,8 @@ from t1_edge.contract import Codec
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.select import open_format
 from t1_edge.errors import GateError
-from t1_edge.golden import Golden, cosines, run_rows
+from t1_edge.golden import Golden, run_rows
+from t1_edge.vectors import cosines
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.reference import Reference
@@ -60,11 +61,11 @@ def golden_rows(checkpoint: Checkpoint, codec: Codec) -> Golden:
     """
     reference = Reference(checkpoint)
     queries = [codec.query(text).tokens for text in QUERIES]
-    stop = codec.stop | {codec.close, codec.emb}
+    stop = codec.stop_ids | {codec.close_id, codec.emb_id}
     thoughts = reference.greedy(queries, budget=_GOLDEN_BUDGET, stop=stop)
-    end = (codec.close, codec.emb)
+    end = (codec.close_id, codec.emb_id)
     rows = [(*query, *thought, *end) for query, thought in zip(queries, thoughts, strict=True)]
-    rows += [(*codec.document(text).tokens, codec.emb) for text in DOCUMENTS]
+    rows += [(*codec.document(text).tokens, codec.emb_id) for text in DOCUMENTS]
     hidden = reference.hidden_states(rows)
     return Golden(
         rows=rows,

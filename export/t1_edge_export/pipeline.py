@@ -235,7 +235,7 @@ def _manifest(
         formats=tuple(request.formats),
         encodings=dict(Counter(encodings.values())),
         files=entries,
-        fingerprint=fingerprint(weights, tokenizer, request.contract, decoder.hidden),
+        fingerprint=fingerprint(weights, tokenizer, request.contract, decoder),
         verification=verification,
         tools=_tools(),
     )

@@ -6,7 +6,7 @@ One line a system and data set, with nDCG@10 of every query; then the claims of 
 paired differences with bootstrap intervals.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -78,11 +78,12 @@ class Task:
     """A data set, and how a run over its documents becomes one that is judged."""
 
     dataset: Dataset
+    qrels: Mapping[str, Mapping[str, int]]
     judged: Callable[[Run], Run] = lambda run: run
 
     def measure(self, system: str, run: Run, **about: float) -> Measured:
         """nDCG@10 of a run."""
-        found = score(self.judged(run), self.dataset.qrels).ndcg_at_10
+        found = score(self.judged(run), self.qrels).ndcg_at_10
         values = [round(found[query.id], 5) for query in self.dataset.queries]
         return Measured(dataset=self.dataset.name, system=system, ndcg=values, **about)
 
@@ -91,9 +92,14 @@ def tasks(bench: Path, limit: int | None) -> Iterator[Task]:
     """The bench sets, and the project's own questions."""
     for name in SETS:
         split = "test" if name == "entailment-bank" else None
-        yield Task(dataset=load(bench / name, split=split, limit_queries=limit))
+        found = load(bench / name, split=split, limit_queries=limit)
+        yield Task(dataset=found, qrels=found.qrels)
     own = pydoc.dataset()
-    yield Task(dataset=replace(own, queries=own.queries[:limit]), judged=pydoc.by_topic)
+    yield Task(
+        dataset=replace(own, queries=own.queries[:limit]),
+        qrels=pydoc.topic_judgements(),
+        judged=pydoc.by_topic,
+    )
 
 
 def baselines(task: Task) -> Iterator[Measured]:

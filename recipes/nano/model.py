@@ -254,7 +254,7 @@ def new_student(base: str, *, rank: int, alpha: int, first_layer: int) -> tuple[
     contract = PRESETS["nano"]
     checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
-    new = sorted((codec.open, codec.close, codec.emb))
+    new = sorted((codec.open_id, codec.close_id, codec.emb_id))
     student = Student(checkpoint, new, rank=rank, alpha=alpha, first_layer=first_layer)
     return student.to("cuda" if torch.cuda.is_available() else "cpu"), codec
 

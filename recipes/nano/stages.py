@@ -54,7 +54,7 @@ class Learner:
 
     def row(self, example: int | np.int64, thought: Sequence[int]) -> tuple[int, ...]:
         """A question, its thought, and what closes it."""
-        end = (self.codec.close, self.codec.emb)
+        end = (self.codec.close_id, self.codec.emb_id)
         return (*self.stream.queries[int(example)], *thought, *end)
 
     def write_and_read(
@@ -73,7 +73,7 @@ class Learner:
         goals: list[int] = []
         for owner, (at, thought) in enumerate(zip(examples, thoughts, strict=True)):
             begin = len(self.stream.queries[at]) - 1
-            goal = (*thought, self.codec.close)
+            goal = (*thought, self.codec.close_id)
             owners += [owner] * len(goal)
             places += range(begin, begin + len(goal))
             goals += goal
@@ -157,12 +157,12 @@ def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     drawn = learner.student.think(
         [learner.stream.queries[int(at)] for at in examples],
         budget=config.budget,
-        ends=[learner.codec.close, *learner.codec.stop],
+        ends=[learner.codec.close_id, *learner.codec.stop_ids],
         temperature=1.0,
         generator=generator,
     )
-    closed = np.array([thought[-1] == learner.codec.close for thought in drawn])
-    ended = {learner.codec.close, *learner.codec.stop}
+    closed = np.array([thought[-1] == learner.codec.close_id for thought in drawn])
+    ended = {learner.codec.close_id, *learner.codec.stop_ids}
     thoughts = [[token for token in thought if token not in ended] for thought in drawn]
     gains = learner.judge.gains(batch, thoughts)
     rewards = (gains + config.closing * closed).reshape(-1, config.group)

@@ -61,7 +61,7 @@ class Stream:
         # The template's end stays: a query is prefix + text + <think>, cut before the last two.
         self.queries: Rows = [cut(codec.query(e.query).tokens, query_tokens) for e in self.examples]
         self.documents: Rows = [
-            (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb) for text in texts
+            (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb_id) for text in texts
         ]
         self.thoughts = _thoughts(folder / "thoughts.jsonl", codec)
         self._parts = {part: self._members(part) for part in ("train", "dev")}

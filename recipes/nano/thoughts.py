@@ -151,14 +151,14 @@ class Reader:
     @torch.no_grad()
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors behind an empty thought, float32 [n, d]."""
-        end = (self.codec.close, self.codec.emb)
+        end = (self.codec.close_id, self.codec.emb_id)
         rows = [cut(self.codec.query(text).tokens, 64) + end for text in texts]
         return self._vectors(rows)
 
     @torch.no_grad()
     def documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 [n, d]."""
-        rows = [(*cut(self.codec.document(t).tokens, 95), self.codec.emb) for t in texts]
+        rows = [(*cut(self.codec.document(t).tokens, 95), self.codec.emb_id) for t in texts]
         return self._vectors(rows)
 
     def _vectors(self, rows: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:

@@ -5,13 +5,14 @@ sizes are compared on every open, hashes when a build is verified.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from t1_edge.contract import Contract
-from t1_edge.errors import BuildError
+from t1_edge.errors import BuildError, ContractError
 
 SCHEMA: Final = 1
 MAX_CONTEXT: Final = 8192
@@ -24,6 +25,12 @@ GGUF_MODEL: Final = "model.gguf"
 
 Format = Literal["onnx", "gguf"]
 Profile = Literal["portable", "float"]
+
+_FILES: Final[Mapping[Format, tuple[str, ...]]] = {
+    "onnx": (ONNX_GRAPH, ONNX_WEIGHTS),
+    "gguf": (GGUF_MODEL,),
+}
+"""What an engine of a format reads."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,8 +203,7 @@ class Build:
 
     def size(self, format: Format) -> int:
         """Bytes of weights and graph that an engine of this format reads."""
-        names = {"onnx": (ONNX_GRAPH, ONNX_WEIGHTS), "gguf": (GGUF_MODEL,)}[format]
-        return sum(self.manifest.files[name].size for name in names)
+        return sum(self.manifest.files[name].size for name in _FILES[format])
 
     def check_hashes(self) -> None:
         """Read every file whole and compare its sha256.
@@ -225,7 +231,7 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(size=path.stat().st_size, sha256=sha256_file(path))
 
 
-def fingerprint(weights: str, tokenizer: str, contract: Contract, hidden: int) -> str:
+def fingerprint(weights: str, tokenizer: str, contract: Contract, decoder: Decoder) -> str:
     """Hash of everything that changes a document vector.
 
     Args:
@@ -233,13 +239,14 @@ def fingerprint(weights: str, tokenizer: str, contract: Contract, hidden: int) -
             portable build hold the same weights and so share a fingerprint.
         tokenizer: sha256 of tokenizer.json.
         contract: Of which the document's part counts.
-        hidden: Dimensions of a vector.
+        decoder: The shape of the model; the same weights give other vectors in another.
 
     Returns:
         32 hex digits.
     """
+    shape = msgspec.json.encode(decoder).decode()
     texts = [weights, tokenizer, contract.document, contract.emb_token]
-    parts = [*texts, str(contract.max_document_tokens), str(hidden)]
+    parts = [*texts, str(contract.max_document_tokens), shape]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -252,11 +259,25 @@ def _read_manifest(path: Path) -> Manifest:
     _check_schema(raw, where)
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, ContractError) as e:
         raise BuildError(f"{where} is damaged: {e}") from e
     for name in manifest.files:
         _check_inside(name, where)
+    _check_whole(manifest, where)
     return manifest
+
+
+def _check_whole(manifest: Manifest, where: Path) -> None:
+    """Whether what a format needs is listed: files that are used are files that are checked."""
+    if not manifest.formats:
+        raise BuildError(f"{where} is damaged: it names no format")
+    needed = {TOKENIZER, GOLDEN}.union(*(_FILES[format] for format in manifest.formats))
+    missing = needed - manifest.files.keys()
+    if missing:
+        raise BuildError(f"{where} is damaged: it does not list {min(missing)}")
+    unmeasured = set(manifest.formats) - manifest.verification.engines.keys()
+    if unmeasured:
+        raise BuildError(f"{where} is damaged: it has no figures of {min(unmeasured)}")
 
 
 def _check_schema(raw: bytes, where: Path) -> None:

@@ -75,6 +75,13 @@ class Codec:
         contract: Templates, special tokens and limits.
         tokenizer: The build's tokenizer.
 
+    Attributes:
+        contract: As given.
+        emb_id: Id of `emb_token`.
+        open_id: Id of `think_open`.
+        close_id: Id of `think_close`.
+        stop_ids: Ids of `stop`.
+
     Raises:
         ContractError: If a special token of the contract is not one token of the tokenizer, or a
             template alone fills its limit.
@@ -83,13 +90,12 @@ class Codec:
     def __init__(self, contract: Contract, tokenizer: TextTokenizer) -> None:
         self.contract = contract
         self._tokenizer = tokenizer
-        self.emb = tokenizer.special(contract.emb_token)
-        self.open = tokenizer.special(contract.think_open)
-        self.close = tokenizer.special(contract.think_close)
-        self.stop = frozenset(tokenizer.special(token) for token in contract.stop)
-        # One place of each limit belongs to think_open, or to emb_token.
-        self._query = _Template(contract.query, tokenizer, contract.max_query_tokens - 1)
-        self._document = _Template(contract.document, tokenizer, contract.max_document_tokens - 1)
+        self.emb_id = tokenizer.special(contract.emb_token)
+        self.open_id = tokenizer.special(contract.think_open)
+        self.close_id = tokenizer.special(contract.think_close)
+        self.stop_ids = frozenset(tokenizer.special(token) for token in contract.stop)
+        self._query = _Template(contract.query, tokenizer, contract.max_query_tokens)
+        self._document = _Template(contract.document, tokenizer, contract.max_document_tokens)
 
     def query(self, text: str) -> Row:
         """The row that a thought continues: the query in its template, and think_open.
@@ -98,7 +104,7 @@ class Codec:
             InputError: If the text holds a lone surrogate.
         """
         row = self._query.render(text)
-        return Row(tokens=(*row.tokens, self.open), truncated=row.truncated)
+        return Row(tokens=(*row.tokens, self.open_id), truncated=row.truncated)
 
     def document(self, text: str) -> Row:
         """The row of a document, still without its final emb_token.
@@ -134,7 +140,8 @@ class _Template:
         self._head = _ids(pieces[:at], tokenizer)
         self._tail = _ids(pieces[at + 1 :], tokenizer)
         self._tokenizer = tokenizer
-        self._room = limit - len(self._head) - len(self._tail)
+        # One place belongs to think_open, or to emb_token.
+        self._room = limit - 1 - len(self._head) - len(self._tail)
         if len(self._stretch("")) >= self._room:
             raise ContractError(f"no room for text: the template {template!r} fills {limit} tokens")
 
@@ -160,6 +167,8 @@ class _Template:
                 break
             # What follows the text takes room too, and a cut may split one token into several.
             keep -= len(ids) - self._room
+        else:
+            ids = self._stretch("")
         return ids
 
 

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -14,12 +13,12 @@ from t1_edge.cache import find_build
 from t1_edge.contract import Codec, Row
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
 from t1_edge.engines.select import Device, EngineChoice, open_engine
-from t1_edge.errors import EngineError, InputError
+from t1_edge.errors import InputError
+from t1_edge.golden import check_once
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
 from t1_edge.thinking import Thought, think
 from t1_edge.tokenization import TextTokenizer
-
-_BATCH_ROWS: Final = 64
+from t1_edge.vectors import normalised
 
 
 class Encoder:
@@ -61,12 +60,13 @@ class Encoder:
         Raises:
             BuildError: If the build is damaged or lacks the format.
             CacheError: If there is no such build.
+            ContractError: If its contract does not fit its tokenizer.
             DeviceError: If the device cannot run here.
-            EngineError: If the build's golden vectors do not come out on this engine.
+            EngineError: If the library cannot be loaded or refuses the files, or the build's
+                golden vectors do not come out.
+            InputError: If the number of threads is below 1.
             MissingExtraError: If the engine's library is not installed.
         """
-        from t1_edge.golden import check_once
-
         opened = Build(find_build(build))
         manifest = opened.manifest
         codec = Codec(manifest.contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
@@ -101,8 +101,8 @@ class Encoder:
             deadline: Seconds from the call after which the thought is forced shut.
 
         Raises:
-            InputError: If a text holds a lone surrogate, the budget is negative, or there are
-                both a budget and a thought.
+            InputError: If a text holds a lone surrogate, the budget is negative, or a thought
+                comes with a budget or a deadline.
             EngineError: If the engine fails, or the vector is not one.
         """
         thoughts = None if thought is None else [thought]
@@ -124,9 +124,22 @@ class Encoder:
             budget: Most tokens of each thought.
             thoughts: One for each query, to be read instead of thinking.
             deadline: Seconds from the call, for all queries together.
-            batch_size: Queries that share each pass over the weights.
+            batch_size: Queries that share each pass over the weights, as far as the engine takes
+                so many.
+
+        Raises:
+            InputError: As `encode_query`, and if the thoughts are not as many as the queries, or
+                the batch size is below 1.
+            EngineError: As `encode_query`.
         """
-        given = None if thoughts is None else self._given(thoughts, len(texts), budget)
+        given = None
+        if thoughts is not None:
+            if budget is not None or deadline is not None:
+                raise InputError("a given thought is read, not written: no budget, no deadline")
+            given = self._given(thoughts, len(texts))
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        batch_size = min(batch_size, self._engine.batch_rows)
         budget = self.codec.contract.budget if budget is None else budget
         if budget < 0:
             raise InputError(f"budget must be 0 or more tokens, not {budget}")
@@ -173,6 +186,9 @@ class Encoder:
             truncate: Cut texts over the limit instead of raising.
             progress: Called with the number of documents that a finished batch held.
 
+        Returns:
+            Vectors in the order of the texts, and which texts were cut.
+
         Raises:
             InputError: If a text is over the limit and `truncate` is off, or holds a lone
                 surrogate.
@@ -183,8 +199,9 @@ class Encoder:
         if not truncate:
             self._refuse_long(rows)
         vectors = np.empty((len(rows), self.hidden), np.float32)
-        for batch in _batches(rows, self._engine.batch_tokens):
-            vectors[batch] = self._embed([rows[at].tokens for at in batch])
+        for batch in _batches(rows, self._engine):
+            with self._turn:
+                vectors[batch] = self._embed([rows[at].tokens for at in batch])
             if progress is not None:
                 progress(len(batch))
         return DocumentEmbeddings(
@@ -206,9 +223,7 @@ class Encoder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _given(self, thoughts: Sequence[str], queries: int, budget: int | None) -> list[Thought]:
-        if budget is not None:
-            raise InputError("give a budget to think within, or a thought to read, not both")
+    def _given(self, thoughts: Sequence[str], queries: int) -> list[Thought]:
         if len(thoughts) != queries:
             raise InputError(f"{len(thoughts)} thoughts for {queries} queries: give one for each")
         tokens = [self.codec.thought_tokens(thought) for thought in thoughts]
@@ -231,14 +246,15 @@ class Encoder:
         return self._results(rows, thoughts, vectors, _timings(clock))
 
     def _embed_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
-        began = time.monotonic()
         whole = [
-            (*row.tokens, *thought.tokens, self.codec.close)
+            (*row.tokens, *thought.tokens, self.codec.close_id)
             for row, thought in zip(rows, thoughts, strict=True)
         ]
-        vectors = self._embed(whole)
-        timings = _timings([began, began, began, time.monotonic()])
-        return self._results(rows, thoughts, vectors, timings)
+        with self._turn:
+            began = time.monotonic()
+            vectors = self._embed(whole)
+            clock = [began, began, began, time.monotonic()]
+        return self._results(rows, thoughts, vectors, _timings(clock))
 
     def _results(
         self,
@@ -262,11 +278,11 @@ class Encoder:
         ]
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
-        with self._turn, self._engine.start(rows, room=1) as session:
+        with self._engine.start(rows, room=1) as session:
             return self._read(session)
 
     def _read(self, session: Session) -> Float32Array:
-        return normalised(session.peek(self.codec.emb), self.info)
+        return normalised(session.peek(self.codec.emb_id), self.info)
 
     def _refuse_long(self, rows: Sequence[Row]) -> None:
         long = [at for at, row in enumerate(rows) if row.truncated]
@@ -278,24 +294,13 @@ class Encoder:
             )
 
 
-def normalised(hidden: Float32Array, info: EngineInfo) -> Float32Array:
-    """Hidden states float32 [n, d] as unit vectors.
-
-    Raises:
-        EngineError: If a row is not finite, or is all zeros.
-    """
-    norms = np.linalg.norm(hidden, axis=1, keepdims=True)
-    if not np.isfinite(norms).all() or not norms.all():
-        raise EngineError(f"{info.library} on {info.device} gave a vector that is NaN or zero")
-    return np.asarray(hidden / norms, np.float32)
-
-
-def _batches(rows: Sequence[Row], most_tokens: int) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Row], engine: Engine) -> Iterator[list[int]]:
     """Indices of rows that run together: of like length, so that little is padded."""
     batch: list[int] = []
     for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
         longest = len(rows[at].tokens) + 1
-        if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * longest > most_tokens):
+        crowded = (len(batch) + 1) * longest > engine.batch_tokens
+        if batch and (crowded or len(batch) == engine.batch_rows):
             yield batch
             batch = []
         batch.append(at)

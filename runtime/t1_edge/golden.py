@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from t1_edge.build import GOLDEN, MANIFEST, Build
 from t1_edge.cache import cache_dir
 from t1_edge.engines.base import Engine, Float32Array
 from t1_edge.errors import BuildError, EngineError
+from t1_edge.vectors import cosines, normalised
 
 _AT_LOAD: Final = 4
 """Rows that are checked when a build first meets an engine; `t1-edge verify` checks all."""
@@ -66,9 +66,11 @@ class Golden:
         """
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                rows = np.split(file["tokens"], file["offsets"][1:-1])
+                rows = [row.tolist() for row in np.split(file["tokens"], file["offsets"][1:-1])]
+                if not rows or min(map(len, rows)) < 2 or len(file["vectors"]) != len(rows):
+                    raise ValueError("its rows and vectors do not belong together")
                 return cls(
-                    rows=[row.tolist() for row in rows],
+                    rows=rows,
                     vectors=file["vectors"],
                     texts=file["texts"].tolist(),
                     thoughts=file["thoughts"].tolist(),
@@ -79,15 +81,18 @@ class Golden:
 
 
 def run_rows(engine: Engine, rows: Sequence[Sequence[int]]) -> Float32Array:
-    """Unit vectors float32 [n, d] of whole rows, `emb_token` being the last token of each."""
-    with engine.start([row[:-1] for row in rows], room=1) as session:
-        hidden = session.peek(rows[0][-1])
-    return np.asarray(hidden / np.linalg.norm(hidden, axis=1, keepdims=True), np.float32)
+    """Unit vectors float32 [n, d] of whole rows, `emb_token` being the last token of each.
 
-
-def cosines(vectors: Float32Array, others: Float32Array) -> NDArray[np.float64]:
-    """Cosine of each pair of unit vectors, float64 [n]."""
-    return np.asarray((vectors.astype(np.float64) * others).sum(axis=1))
+    Raises:
+        InputError: If a token is not one of the engine's.
+        EngineError: If the engine fails, or a vector is not one.
+    """
+    hidden = []
+    for at in range(0, len(rows), engine.batch_rows):
+        batch = rows[at : at + engine.batch_rows]
+        with engine.start([row[:-1] for row in batch], room=1) as session:
+            hidden.append(session.peek(batch[0][-1]))
+    return normalised(np.concatenate(hidden), engine.info)
 
 
 def check(build: Build, engine: Engine, *, rows: int | None = None) -> float:
@@ -102,11 +107,14 @@ def check(build: Build, engine: Engine, *, rows: int | None = None) -> float:
         The worst cosine found.
 
     Raises:
-        EngineError: If it is below the build's floor for the format, or not a number.
+        BuildError: If golden.npz is damaged, or of another model.
+        EngineError: If the cosine is below the build's floor for the format, or not a number.
     """
     info = engine.info
     golden = Golden.load(build.file(GOLDEN))
     floor = build.manifest.verification.engines[info.engine].floor
+    if golden.vectors.shape[1:] != (build.manifest.decoder.hidden,):
+        raise BuildError(f"{build.file(GOLDEN)} holds vectors of another model")
     worst = float(cosines(run_rows(engine, golden.rows[:rows]), golden.vectors[:rows]).min())
     if not worst >= floor:
         raise EngineError(
@@ -121,6 +129,7 @@ def check_once(build: Build, engine: Engine) -> None:
     """Check a few golden rows the first time that these files meet this engine and device.
 
     Raises:
+        BuildError: See `check`.
         EngineError: See `check`.
     """
     mark = cache_dir() / "checked" / _key(build, engine)

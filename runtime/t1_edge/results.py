@@ -11,14 +11,16 @@ from t1_edge.thinking import StopReason
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Where a query's time went, in seconds; of its whole batch where several ran together.
+    """What a query's passes over the weights took, in seconds; its batch's where several ran.
+
+    Cutting text into tokens, and waiting for a turn, are not counted.
 
     Attributes:
         prefill: Reading the query, up to the first logits. 0 with budget 0.
         thinking: Writing the thought, the first logits not included.
         embedding: Closing the thought and reading the vector; reading the query too with budget 0
             or a given thought.
-        total: From the call to the vector.
+        total: All three.
     """
 
     prefill: float

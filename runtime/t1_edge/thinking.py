@@ -51,7 +51,7 @@ def think(
             ended = {row: ended.get(row, "deadline") for row in range(rows)}
             break
         _step(session, codec, thoughts, ended)
-    session.append(dict.fromkeys(range(rows), codec.close))
+    session.append(dict.fromkeys(range(rows), codec.close_id))
     return [
         Thought(tokens=tuple(tokens), stopped_by=ended.get(row, "budget"))
         for row, tokens in enumerate(thoughts)
@@ -67,9 +67,9 @@ def _step(
     for row, token in enumerate(best.tolist()):
         if row in ended:
             continue
-        if token in (codec.close, codec.emb):
+        if token in (codec.close_id, codec.emb_id):
             ended[row] = "closed"
-        elif token in codec.stop:
+        elif token in codec.stop_ids:
             ended[row] = "stop_token"
         else:
             thoughts[row].append(token)

@@ -39,8 +39,15 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "TextTokenizer":
-        """Read a tokenizer.json."""
-        return cls(path.read_text(encoding="utf-8"))
+        """Read a tokenizer.json.
+
+        Raises:
+            BuildError: If it cannot be read, or is not one.
+        """
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, BuildError) as e:
+            raise BuildError(f"{path}: {e}") from e
 
     @property
     def size(self) -> int:

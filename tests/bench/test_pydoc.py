@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from t1_edge_bench.pydoc import by_topic, dataset, passages, questions
+from t1_edge_bench.pydoc import by_topic, dataset, passages, questions, topic_judgements
 
 _COMMON = Path(__file__).with_name("pydoc_topics_common.txt")
 
@@ -111,4 +111,4 @@ def test_a_topic_is_as_good_as_its_best_passage() -> None:
 def test_the_data_set_holds_all_of_it() -> None:
     found = dataset()
     assert [document.id for document in found.documents] == [p.id for p in passages()]
-    assert set(found.qrels) == {question.id for question in questions()}
+    assert set(topic_judgements()) == {query.id for query in found.queries}

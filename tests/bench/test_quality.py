@@ -146,7 +146,7 @@ def test_a_row_for_bm25_and_one_a_budget(encoder: tuple[Encoder, _Counting]) -> 
     assert all(0 <= row.ndcg <= 1 and row.queries == 2 for row in rows)
     assert rows[0].ndcg > 0.3
     assert rows[1].thought_tokens == 0
-    assert rows[2].engine == "fake"
+    assert rows[2].library == "fake"
 
 
 def test_the_command_measures_a_real_build(
@@ -178,7 +178,7 @@ def test_latency_of_a_real_build(tiny_build: Callable[..., Build]) -> None:
     found = CliRunner().invoke(main, [*arguments, "--engine", "gguf", "--json"])
     assert found.exit_code == 0, found.stderr
     [row] = json.loads(found.stdout)["rows"]
-    assert row["engine"].startswith("llama.cpp")
+    assert row["library"].startswith("llama.cpp")
     assert row["peak_resident"] > row["weight_bytes"] > 0
     assert len(row["query_samples"]["0"]) == 20
     assert row["query_p50"]["0"] <= row["query_p95"]["0"]

@@ -36,7 +36,7 @@ def student(tiny: Callable[..., Tiny]) -> Made:
 
 def _rows(codec: Codec) -> list[tuple[int, ...]]:
     texts = ["why", "a question that is longer than the others", "two words"]
-    return [(*codec.query(text).tokens, codec.close, codec.emb) for text in texts]
+    return [(*codec.query(text).tokens, codec.close_id, codec.emb_id) for text in texts]
 
 
 def test_what_was_trained_is_what_export_reads(
@@ -63,7 +63,9 @@ def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made) -> None:
     generator = torch.Generator()
 
     def think(chosen: list[tuple[int, ...]]) -> list[list[int]]:
-        return made.think(chosen, budget=6, ends=[codec.close], temperature=0, generator=generator)
+        return made.think(
+            chosen, budget=6, ends=[codec.close_id], temperature=0, generator=generator
+        )
 
     together = think(rows)
     assert [think([row])[0] for row in rows] == together

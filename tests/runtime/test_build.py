@@ -23,6 +23,8 @@ from t1_edge.errors import BuildError
 
 GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 
+FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
+
 EXAMPLE = Manifest(
     schema=1,
     name="example",
@@ -45,7 +47,7 @@ EXAMPLE = Manifest(
     contract=Contract(query="Q: {text}", document="{text}", stop=("<|im_end|>",)),
     formats=("onnx",),
     encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
-    files={"weights.bin": FileEntry(size=3, sha256="cd" * 32)},
+    files={name: FileEntry(size=3, sha256="cd" * 32) for name in FILES},
     fingerprint="ef" * 16,
     verification=Verification(
         rows=20,
@@ -63,7 +65,8 @@ EXAMPLE = Manifest(
 
 def _write(folder: Path, manifest: bytes) -> Path:
     (folder / MANIFEST).write_bytes(manifest)
-    (folder / "weights.bin").write_bytes(b"abc")
+    for name in FILES:
+        (folder / name).write_bytes(b"abc")
     return folder
 
 
@@ -81,6 +84,20 @@ def _changed(**fields: object) -> bytes:
     return json.dumps(json.loads(EXAMPLE.to_json()) | fields).encode()
 
 
+def _files(more: dict[str, object]) -> bytes:
+    return _changed(files=json.loads(EXAMPLE.to_json())["files"] | more)
+
+
+def _engines(engines: dict[str, object]) -> bytes:
+    return _changed(
+        verification=json.loads(EXAMPLE.to_json())["verification"] | {"engines": engines}
+    )
+
+
+def _contract(**fields: object) -> bytes:
+    return _changed(contract=json.loads(EXAMPLE.to_json())["contract"] | fields)
+
+
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
@@ -95,8 +112,13 @@ def _changed(**fields: object) -> bytes:
         (_changed(files={"../x": {"size": 1, "sha256": ""}}), "outside the build: '../x'"),
         (_changed(files={"/etc/x": {"size": 1, "sha256": ""}}), "outside the build"),
         (_changed(files={"a\\..\\x": {"size": 1, "sha256": ""}}), "outside the build"),
-        (_changed(files={"gone.bin": {"size": 1, "sha256": ""}}), "gone.bin is missing"),
-        (_changed(files={"weights.bin": {"size": 9, "sha256": ""}}), "has 3 bytes.* says 9"),
+        (_files({"gone.bin": {"size": 1, "sha256": ""}}), "gone.bin is missing"),
+        (_files({"weights.bin": {"size": 9, "sha256": ""}}), "has 3 bytes.* says 9"),
+        (_changed(files={}), "does not list golden.npz"),
+        (_changed(formats=[]), "names no format"),
+        (_changed(formats=["onnx", "gguf"]), "does not list model.gguf"),
+        (_engines({}), "no figures of onnx"),
+        (_contract(document="no slot"), r"t1\.json is damaged.*document template"),
     ],
 )
 def test_what_is_no_build_is_refused(tmp_path: Path, manifest: bytes, message: str) -> None:
@@ -110,7 +132,7 @@ def test_a_folder_without_a_manifest_is_no_build(tmp_path: Path) -> None:
 
 
 def test_hashes_are_checked_when_asked(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"weights\.bin is damaged"):
+    with pytest.raises(BuildError, match=r"is damaged: sha256"):
         Build(_write(tmp_path, EXAMPLE.to_json())).check_hashes()
 
 
@@ -125,12 +147,14 @@ CONTRACT = EXAMPLE.contract
         {"contract": msgspec.structs.replace(CONTRACT, document="> {text}")},
         {"contract": msgspec.structs.replace(CONTRACT, max_document_tokens=99)},
         {"contract": msgspec.structs.replace(CONTRACT, emb_token="<e>")},
-        {"hidden": 32},
+        {"decoder": msgspec.structs.replace(EXAMPLE.decoder, hidden=32)},
+        {"decoder": msgspec.structs.replace(EXAMPLE.decoder, rope_theta=1e5)},
+        {"decoder": msgspec.structs.replace(EXAMPLE.decoder, heads=8, head_dim=16)},
     ],
 )
 def test_the_fingerprint_follows_document_vectors(changed: dict[str, object]) -> None:
     given: dict[str, object] = {
-        "weights": "w", "tokenizer": "t", "contract": CONTRACT, "hidden": 64,
+        "weights": "w", "tokenizer": "t", "contract": CONTRACT, "decoder": EXAMPLE.decoder,
     }  # fmt: skip
     make: Callable[..., str] = fingerprint
     assert make(**given) != make(**(given | changed))
@@ -138,7 +162,13 @@ def test_the_fingerprint_follows_document_vectors(changed: dict[str, object]) ->
 
 def test_the_fingerprint_does_not_follow_queries() -> None:
     other = msgspec.structs.replace(CONTRACT, query="? {text}", budget=3)
-    assert fingerprint("w", "t", CONTRACT, 64) == fingerprint("w", "t", other, 64)
+    decoder = EXAMPLE.decoder
+    assert fingerprint("w", "t", CONTRACT, decoder) == fingerprint("w", "t", other, decoder)
+
+
+def test_a_fingerprint_is_the_one_that_was_published() -> None:
+    """Vectors that are kept somewhere are known by it."""
+    assert fingerprint("w", "t", CONTRACT, EXAMPLE.decoder) == "f4989713690c787b4f56717165c31df1"
 
 
 def test_formats_of_one_export_share_a_fingerprint(tiny_build: Callable[..., Build]) -> None:

@@ -125,9 +125,25 @@ def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
     assert "1 of 2 texts were longer" in found.stderr
 
 
+def test_a_line_that_is_no_utf8_is_named(build: str, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_bytes(b"one\n\xff\xfe\n")
+    found = _run("encode", "--build", build, "--file", str(tmp_path / "texts"))
+    assert found.exit_code == 1
+    assert "texts:2 is no UTF-8" in found.stderr
+
+
+def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t1_edge.engines.select.find_spec", lambda name: None)
+    for arguments in (["bench", "latency"], ["encode", "x"]):
+        found = _run(*arguments, "--build", build)
+        assert found.exit_code == 1
+        assert "pip install 't1-edge[cpu]'" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["encode", "--build", "nowhere", "--budget", "3", "x"], 2, "--query"),
         (["info", "nowhere"], 1, "no build 'nowhere'"),
         (["encode", "--build", "nowhere", "x"], 1, "no build 'nowhere'"),
         (["export", "nowhere"], 1, "no checkpoint 'nowhere'"),

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,15 @@ def test_only_text_that_does_not_fit_is_cut(length: int, character: str) -> None
     row = CODEC.document(character * length)
     whole = len(TOKENIZER.encode_plain(f"Text: {character * length} ."))
     assert row.truncated == (whole > CONTRACT.max_document_tokens - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1), st.integers(12, 16))
+def test_the_smallest_limits_hold(text: str, limit: int) -> None:
+    codec = Codec(msgspec.structs.replace(CONTRACT, max_document_tokens=limit), TOKENIZER)
+    row = codec.document(text)
+    assert len(row.tokens) + 1 <= limit
+    assert row.truncated or TOKENIZER.decode(row.tokens) == f"Text: {text} ."
 
 
 def test_a_cut_text_fills_the_limit() -> None:

@@ -205,9 +205,9 @@ def test_a_thought_is_what_stands_between_its_tokens() -> None:
     encoder, engine = _encoder()
     engine.favourite = 70
     codec = encoder.codec
-    row = [*codec.query("x").tokens, 70, 70, codec.close]
+    row = [*codec.query("x").tokens, 70, 70, codec.close_id]
     with closing(FakeEngine(vocabulary=400).start([row], room=1)) as session:
-        expected = session.peek(codec.emb)[0]
+        expected = session.peek(codec.emb_id)[0]
     found = encoder.encode_query("x", budget=2).vector
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
 
@@ -226,10 +226,19 @@ def test_thoughts_are_given_one_for_each_query_and_without_a_budget() -> None:
     encoder, _ = _encoder()
     with pytest.raises(InputError, match="2 thoughts for 1 queries"):
         encoder.encode_queries(["a"], thoughts=["b", "c"])
-    with pytest.raises(InputError, match="not both"):
-        encoder.encode_query("a", thought="b", budget=4)
+    for written in ({"budget": 4}, {"deadline": 1.0}):
+        with pytest.raises(InputError, match="no budget, no deadline"):
+            encoder.encode_query("a", thought="b", **written)
     with pytest.raises(InputError, match="lone surrogate"):
         encoder.encode_query("a", thought="\ud800")
+
+
+def test_a_batch_is_no_larger_than_the_engine_takes() -> None:
+    encoder, engine = _encoder()
+    found = encoder.encode_queries(["x"] * (engine.batch_rows + 3), budget=1, batch_size=1000)
+    assert len(found) == engine.batch_rows + 3
+    with pytest.raises(InputError, match="batch_size"):
+        encoder.encode_queries(["x"], batch_size=0)
 
 
 def test_a_negative_budget_is_refused() -> None:

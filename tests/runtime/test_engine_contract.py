@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t1_edge.build import Build
+from t1_edge.build import GGUF_MODEL, Build
 from t1_edge.engines.base import Engine
 from t1_edge.engines.fake import FakeEngine
 from t1_edge.engines.onnx import OnnxEngine
-from t1_edge.engines.select import open_engine
+from t1_edge.engines.select import open_engine, open_format
 from t1_edge.errors import EngineError, InputError
 
 PEEKED = 7
@@ -180,6 +181,72 @@ def test_a_row_that_is_full_says_so(case: Case) -> None:
         session.append({0: 4})
         with pytest.raises(EngineError, match="row 0 is full"):
             session.append({0: 4})
+
+
+def test_a_peek_needs_room_too(case: Case) -> None:
+    with closing(case.engine.start([[1, 2], [3]], room=1)) as session:
+        session.peek(PEEKED)
+        session.append({1: 4})
+        session.logits()
+        with pytest.raises(EngineError, match="row 1 is full"):
+            session.peek(PEEKED)
+
+
+def test_what_is_refused_changes_nothing(case: Case) -> None:
+    with closing(case.engine.start([[1, 2], [3]], room=2)) as session:
+        before = _unit(session.peek(PEEKED))
+        for tokens in ({0: 5, 1: 1_000_000}, {0: -1}):
+            with pytest.raises(InputError, match="vocabulary"):
+                session.append(tokens)
+        with pytest.raises(InputError, match="vocabulary"):
+            session.peek(1_000_000)
+        np.testing.assert_allclose(_unit(session.peek(PEEKED)), before, atol=case.split, rtol=0)
+
+
+def test_a_closed_session_computes_nothing(case: Case) -> None:
+    closed = case.engine.start([[1, 2]], room=2)
+    closed.close()
+    with closing(case.engine.start([[3, 4]], room=2)) as session:
+        before = _unit(session.peek(PEEKED))
+        for ask in (closed.logits, lambda: closed.peek(PEEKED), lambda: closed.append({0: 1})):
+            with pytest.raises(EngineError, match="session is closed"):
+                ask()
+        np.testing.assert_allclose(_unit(session.peek(PEEKED)), before, atol=case.split, rtol=0)
+
+
+def test_one_session_is_open_at_a_time(case: Case) -> None:
+    with closing(case.engine.start([[1, 2]], room=2)):
+        with pytest.raises(EngineError, match="still open"):
+            case.engine.start([[1, 2]], room=2)
+
+
+def test_more_rows_than_it_takes_are_refused(case: Case) -> None:
+    with pytest.raises(EngineError, match="at most"):
+        case.engine.start([[1]] * (case.engine.batch_rows + 1), room=1)
+
+
+def test_no_room_is_refused(case: Case) -> None:
+    with pytest.raises(InputError, match="room"):
+        case.engine.start([[1]], room=0)
+
+
+def test_llama_says_why_it_cannot_open_a_file(
+    tmp_path: Path, tiny_build: Callable[..., Build]
+) -> None:
+    build = tiny_build("llama", "float")
+    whole = build.file(GGUF_MODEL).read_bytes()
+    (tmp_path / GGUF_MODEL).write_bytes(whole[: len(whole) // 2])
+    decoder = build.manifest.decoder
+    with pytest.raises(
+        EngineError, match=r"cannot open .*model\.gguf: .*(bounds|corrupted|incomplete)"
+    ):
+        open_format(tmp_path, "gguf", decoder, exact=True, threads=1)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(tiny_build: Callable[..., Build], threads: int) -> None:
+    with pytest.raises(InputError, match="thread"):
+        open_engine(tiny_build("llama", "float"), threads=threads)
 
 
 def test_a_closed_engine_says_so(tiny_build: Callable[..., Build]) -> None:

@@ -1,5 +1,6 @@
 """Golden vectors: stored without pickle, checked once, and an error when they do not come out."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def _rewrite(build: Build, golden: Golden) -> Build:
 def test_golden_rows_come_back(tmp_path: Path) -> None:
     vectors = np.eye(3, dtype=np.float32)
     golden = Golden(
-        rows=[[1, 2], [3], [4, 5, 6]],
+        rows=[[1, 2], [3, 2], [4, 5, 6]],
         vectors=vectors,
         texts=["a", "", "é 水"],
         thoughts=["b", "c d", ""],
@@ -52,6 +53,25 @@ def test_golden_rows_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04 cut off"])
 def test_a_damaged_archive_is_a_build_error(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "golden.npz").write_bytes(damage)
+    with pytest.raises(BuildError, match="damaged"):
+        Golden.load(tmp_path / "golden.npz")
+
+
+@pytest.mark.parametrize("broken", [{"rows": [[1, 2]]}, {"rows": []}, {"rows": [[1, 2], [3]]}])
+def test_rows_that_do_not_belong_to_their_vectors_are_refused(
+    tmp_path: Path, broken: dict[str, list[list[int]]]
+) -> None:
+    golden = Golden(
+        rows=[[1, 2], [3, 2]],
+        vectors=np.eye(2, dtype=np.float32),
+        texts=["a", "b"],
+        thoughts=["", ""],
+        roles=["query", "document"],
+    )
+    if broken["rows"]:
+        dataclasses.replace(golden, rows=broken["rows"]).save(tmp_path / "golden.npz")
+    else:
+        np.savez(tmp_path / "golden.npz", tokens=[], offsets=[0], vectors=golden.vectors)
     with pytest.raises(BuildError, match="damaged"):
         Golden.load(tmp_path / "golden.npz")
 

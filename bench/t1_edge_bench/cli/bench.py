@@ -106,10 +106,10 @@ def latency(
 
     from t1_edge.build import Build
     from t1_edge.cache import find_build
-    from t1_edge.engines.select import installed_formats
+    from t1_edge.engines.select import usable_formats
     from t1_edge_bench.latency import latency as measure
 
-    engines = installed_formats(Build(find_build(build))) if engine == "auto" else [engine]
+    engines = usable_formats(Build(find_build(build))) if engine == "auto" else [engine]
     rows = [measure(build, budgets, engine=name, threads=threads, say=say) for name in engines]
     if as_json:
         put_json({"rows": msgspec.to_builtins(rows, str_keys=True)})
@@ -143,9 +143,9 @@ def _latency_table(rows: list["LatencyRow"]) -> str:
 
     figures: list[tuple[str, Callable[[LatencyRow], str]]] = [
         ("load, s", lambda r: f"{r.load:.2f}"),
-        ("prefill, tokens/s", lambda r: f"{r.prefill_tokens_per_second:,.0f}"),
-        ("thinking, tokens/s", lambda r: f"{r.thinking_tokens_per_second:,.0f}"),
-        ("thinking 8 at once, tokens/s", lambda r: f"{r.thinking_tokens_per_second_8:,.0f}"),
+        ("prefill, tokens/s", lambda r: f"{r.prefill_tokens:,.0f}"),
+        ("thinking, tokens/s", lambda r: f"{r.thinking_tokens:,.0f}"),
+        ("thinking 8 at once, tokens/s", lambda r: f"{r.thinking_tokens_8:,.0f}"),
         ("memory bandwidth used", lambda r: f"{r.bandwidth_share:.0%}"),
         ("memory bandwidth, GB/s", lambda r: f"{r.read_bandwidth / 1e9:.1f}"),
         ("weights, MB", lambda r: f"{r.weight_bytes / 1e6:,.0f}"),
@@ -155,4 +155,4 @@ def _latency_table(rows: list["LatencyRow"]) -> str:
     for budget in rows[0].query_p50:
         times = [f"{r.query_p50[budget] * 1e3:.0f} / {r.query_p95[budget] * 1e3:.0f}" for r in rows]
         lines.append([f"query, budget {budget}, p50 / p95, ms", *times])
-    return table(["", *(row.engine for row in rows)], lines)
+    return table(["", *(row.library for row in rows)], lines)

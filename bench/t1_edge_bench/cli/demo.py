@@ -21,7 +21,7 @@ def demo(fresh: bool, as_json: bool) -> None:
     from t1_edge_bench.pydoc import passages
 
     say("SmolLM2-135M-Instruct: no training as an encoder, so expect retrieval near chance")
-    with progress(path.weights(), "quantizing") as update:
+    with progress(path.weights(say), "quantizing") as update:
         build = path.prepare(say, update, fresh=fresh)
     rows = [path.baseline()]
     answers: list[path.Answer] = []
@@ -33,6 +33,7 @@ def demo(fresh: bool, as_json: bool) -> None:
         shown = [vars(answer) for answer in answers]
         put_json({"rows": msgspec.to_builtins(rows), "answers": shown})
         return
+    click.echo(f"As {rows[-1].format} answers:")
     for answer in answers:
         click.echo(f"\n? {answer.question}")
         click.echo(f"  thought  {answer.thought}")

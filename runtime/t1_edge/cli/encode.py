@@ -1,15 +1,19 @@
 """`t1-edge encode`: texts to vectors, from the command line."""
 
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from t1_edge.cli import options
 from t1_edge.cli.output import progress, put_json, say
+from t1_edge.errors import InputError
 
 if TYPE_CHECKING:
     from t1_edge.encoder import Encoder
+    from t1_edge.engines.base import Float32Array
 
 
 @click.command()
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--document", "role", flag_value="document", default="document", help="... documents."
 )
-@click.option("--file", type=click.File(encoding="utf-8"), help="Read a text a line; - is stdin.")
+@click.option("--file", type=click.File("rb"), help="Read a text a line; - is stdin.")
 @click.option("--budget", type=click.IntRange(min=0), help="Most tokens of a query's thought.")
 @click.option("--output", type=click.Path(dir_okay=False), help="Write float32 [n, d] as .npy.")
 @options.engine
@@ -30,7 +34,7 @@ def encode(
     texts: tuple[str, ...],
     build: str,
     role: str,
-    file: TextIO | None,
+    file: IO[bytes] | None,
     budget: int | None,
     output: str | None,
     engine: Any,
@@ -44,63 +48,93 @@ def encode(
     """
     from t1_edge.encoder import Encoder
 
-    lines = [*texts, *((line.rstrip("\r\n") for line in file) if file else ())]
+    if budget is not None and role != "query":
+        raise click.UsageError("--budget is for queries: give --query")
+    lines = [*texts, *_lines(file)]
     if not lines:
         raise click.UsageError("give texts, or --file")
     with Encoder.load(build, engine=engine, device=device, threads=threads) as encoder:
         rows = _queries(encoder, lines, budget) if role == "query" else _documents(encoder, lines)
         running = f"{encoder.info.library} on {encoder.info.device}"
-    cut = sum(row["truncated"] for row in rows)
+    cut = sum(row.truncated for row in rows)
     if cut:
         say(f"{cut} of {len(rows)} texts were longer than the build reads, and were cut")
     if output:
         _save(output, rows)
-        say(f"{len(rows)} vectors of {len(rows[0]['vector'])} dimensions in {output} ({running})")
+        say(f"{len(rows)} vectors of {len(rows[0].vector)} dimensions in {output} ({running})")
     if as_json:
-        put_json({"build": build, "engine": running, "truncated": cut, "rows": rows})
+        data = [row.about | {"vector": row.vector.tolist()} for row in rows]
+        put_json({"build": build, "engine": running, "truncated": cut, "rows": data})
     elif not output:
         _show(rows)
 
 
-def _queries(encoder: "Encoder", texts: list[str], budget: int | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A text, its vector (float32 [d]), and what else is told of it."""
+
+    text: str
+    vector: "Float32Array"
+    truncated: bool
+    more: Mapping[str, Any]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the vector, as JSON has it."""
+        return {"text": self.text, **self.more, "truncated": self.truncated}
+
+
+def _lines(file: IO[bytes] | None) -> list[str]:
+    found = []
+    for number, line in enumerate(file or (), 1):
+        try:
+            found.append(line.decode("utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as e:
+            where = "stdin" if file is sys.stdin.buffer else getattr(file, "name", "the file")
+            raise InputError(f"{where}:{number} is no UTF-8: {e}") from e
+    return found
+
+
+def _queries(encoder: "Encoder", texts: list[str], budget: int | None) -> list[_Row]:
     return [
-        {
-            "text": text,
-            "thought": found.thought,
-            "stopped_by": found.stopped_by,
-            "seconds": found.timings.total,
-            "truncated": found.truncated,
-            "vector": found.vector.tolist(),
-        }
+        _Row(
+            text=text,
+            vector=found.vector,
+            truncated=found.truncated,
+            more={
+                "thought": found.thought,
+                "stopped_by": found.stopped_by,
+                "seconds": found.timings.total,
+            },
+        )
         for text, found in ((text, encoder.encode_query(text, budget=budget)) for text in texts)
     ]
 
 
-def _documents(encoder: "Encoder", texts: list[str]) -> list[dict[str, Any]]:
+def _documents(encoder: "Encoder", texts: list[str]) -> list[_Row]:
     with progress(len(texts), "encoding") as update:
         found = encoder.embed_documents(texts, truncate=True, progress=update)
     columns = zip(texts, found.tokens, found.truncated, found.vectors, strict=True)
     return [
-        {"text": text, "tokens": int(tokens), "truncated": bool(cut), "vector": vector.tolist()}
+        _Row(text=text, vector=vector, truncated=bool(cut), more={"tokens": int(tokens)})
         for text, tokens, cut, vector in columns
     ]
 
 
-def _save(path: str, rows: list[dict[str, Any]]) -> None:
+def _save(path: str, rows: list[_Row]) -> None:
     import numpy as np
 
-    vectors = np.array([row["vector"] for row in rows], np.float32)
     try:
         with open(path, "wb") as file:
-            np.save(file, vectors, allow_pickle=False)
+            np.save(file, np.stack([row.vector for row in rows]), allow_pickle=False)
     except OSError as e:
         raise click.FileError(path, e.strerror or str(e)) from e
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def _show(rows: list[_Row]) -> None:
     for row in rows:
-        head = " ".join(f"{x:+.4f}" for x in row["vector"][:6])
-        click.echo(f"{row['text'][:60]!r}")
-        if "thought" in row:
-            click.echo(f"  thought  {row['thought']!r} ({row['stopped_by']})")
-        click.echo(f"  vector   {head} ... [{len(row['vector'])}]", file=sys.stdout)
+        head = " ".join(f"{x:+.4f}" for x in row.vector[:6])
+        click.echo(f"{row.text[:60]!r}")
+        if "thought" in row.more:
+            click.echo(f"  thought  {row.more['thought']!r} ({row.more['stopped_by']})")
+        click.echo(f"  vector   {head} ... [{len(row.vector)}]")

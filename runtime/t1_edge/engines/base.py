@@ -45,17 +45,27 @@ class Session(Protocol):
             tokens: Row number to token id. Rows that are absent stay as they are.
 
         Raises:
-            EngineError: If a row would outgrow the room it was opened with.
+            InputError: If a token is not in the vocabulary; nothing is added then.
+            EngineError: If a row would outgrow the room it was opened with (nothing is added
+                then), or the session is closed.
         """
 
     def logits(self) -> Float32Array:
-        """Scores of the next token after each row, float32 [rows, vocabulary]."""
+        """Scores of the next token after each row, float32 [rows, vocabulary].
+
+        Raises:
+            EngineError: If the library fails, or the session is closed.
+        """
 
     def peek(self, token: int) -> Float32Array:
         """Hidden states that `token` would have at the end of each row, without keeping it.
 
         Returns:
             float32 [rows, hidden], after the final norm, not L2-normalised.
+
+        Raises:
+            InputError: If the token is not in the vocabulary.
+            EngineError: If the library fails, a row has no room left, or the session is closed.
         """
 
     def close(self) -> None:
@@ -71,9 +81,11 @@ class Engine(Protocol):
 
     Attributes:
         batch_tokens: Padded tokens of rows that run well together; callers batch by it.
+        batch_rows: Most rows of a session.
     """
 
     batch_tokens: int
+    batch_rows: int
 
     @property
     def info(self) -> EngineInfo:
@@ -87,8 +99,10 @@ class Engine(Protocol):
             room: How many tokens any row may still grow by, a peeked one included; 1 or more.
 
         Raises:
-            InputError: If there is no row, a row is empty, or a token is not in the vocabulary.
-            EngineError: If the rows and their room do not fit the engine.
+            InputError: If there is no row, a row is empty, a token is not in the vocabulary, or
+                the room is below 1.
+            EngineError: If the rows and their room do not fit the engine, another session is
+                open, or the engine is closed.
         """
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from t1_edge.engines.base import EngineInfo, Float32Array
-from t1_edge.engines.rows import Rows
+from t1_edge.engines.rows import Rows, check_start
 
 _DECAY: Final = np.float32(0.9)
 _CONTEXT: Final = 8192
@@ -25,19 +25,24 @@ class FakeEngine:
     """
 
     batch_tokens = 256
+    batch_rows = 64
 
     def __init__(self, *, vocabulary: int, hidden: int = 32) -> None:
         table = np.random.default_rng(0).standard_normal((vocabulary, hidden))
         self.table: Float32Array = table.astype(np.float32)
         self.info = EngineInfo(engine="fake", library="fake", device="cpu", threads=1)
+        self._rows: Rows | None = None
+        self._closed = False
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "FakeSession":
         """Open a session over a batch of token rows."""
-        ledger = Rows(rows, room=room, vocabulary=len(self.table), context=_CONTEXT)
-        return FakeSession(self.table, ledger)
+        check_start(self._rows, len(rows), self.batch_rows, closed=self._closed)
+        self._rows = Rows(rows, room=room, vocabulary=len(self.table), context=_CONTEXT)
+        return FakeSession(self.table, self._rows)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Nothing is started any more."""
+        self._closed = True
 
 
 class FakeSession:
@@ -53,14 +58,17 @@ class FakeSession:
 
     def logits(self) -> Float32Array:
         """Inner products of each row's state with every token's vector."""
+        self._rows.check_open()
         return np.stack([self._state(row) for row in self._rows.tokens]) @ self._table.T
 
     def peek(self, token: int) -> Float32Array:
         """States of the rows with one more token."""
+        self._rows.check_peek(token)
         return np.stack([self._state([*row, token]) for row in self._rows.tokens])
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Nothing is computed any more."""
+        self._rows.open = False
 
     def __enter__(self) -> "FakeSession":
         return self

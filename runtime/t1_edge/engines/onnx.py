@@ -19,8 +19,8 @@ import numpy as np
 
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
-from t1_edge.engines.rows import Rows
-from t1_edge.errors import EngineError, MissingExtraError
+from t1_edge.engines.rows import Rows, check_start
+from t1_edge.errors import EngineError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,18 +40,17 @@ class OnnxEngine:
         twin: Whether a single row steps beside a row of padding; what a probe at load found.
 
     Raises:
-        MissingExtraError: If onnxruntime is not installed.
         EngineError: If ONNX Runtime refuses the graph.
     """
 
     batch_tokens = 4096
+    batch_rows = 64
 
     def __init__(self, model: Path, decoder: Decoder, *, threads: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise MissingExtraError("onnxruntime", "cpu") from e
+        import onnxruntime
+
         self._decoder = decoder
+        self._rows: Rows | None = None
         self._session: onnxruntime.InferenceSession | None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -68,11 +67,10 @@ class OnnxEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
-        if self._session is None:
-            raise EngineError("the engine is closed")
-        decoder = self._decoder
-        ledger = Rows(rows, room=room, vocabulary=decoder.vocabulary, context=decoder.context)
-        return OnnxSession(self._session, decoder, ledger, twin=self.twin)
+        check_start(self._rows, len(rows), self.batch_rows, closed=self._session is None)
+        shape = self._decoder
+        self._rows = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
+        return OnnxSession(self._session, shape, self._rows, twin=self.twin)
 
     def _probe(self, *, twin: bool) -> Float32Array:
         """A hidden state that comes out of one-token steps of a single row."""
@@ -104,6 +102,7 @@ class OnnxSession:
         self._rows = rows
         self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
         self._twin = twin and len(rows) == 1
+        # A full row that has nothing to do in a step runs padding behind its end.
         caches = _allocate(decoder, len(rows) + self._twin, rows.longest + 1)
         # The row alone is the first part of the same memory.
         self._caches = {n: _bindable(caches, n) for n in (len(rows), len(rows) + self._twin)}
@@ -114,6 +113,7 @@ class OnnxSession:
 
     def logits(self) -> Float32Array:
         """Scores of the next token after each row, float32 [rows, vocabulary]."""
+        self._rows.check_open()
         stale = [row for row, scored in enumerate(self._rows.scored) if not scored]
         if stale:
             starts = [self._scoring_start(row) for row in range(len(self._rows))]
@@ -126,6 +126,7 @@ class OnnxSession:
 
     def peek(self, token: int) -> Float32Array:
         """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
+        self._rows.check_peek(token)
         starts = self._rows.cached
         tails = zip(self._rows.tokens, starts, strict=True)
         hidden = self._run([[*row[start:], token] for row, start in tails], starts, "hidden")
@@ -134,6 +135,7 @@ class OnnxSession:
 
     def close(self) -> None:
         """Free the KV cache."""
+        self._rows.open = False
         self._caches.clear()
 
     def __enter__(self) -> "OnnxSession":

@@ -1,6 +1,9 @@
-"""The rows of a session: what every engine keeps of them, and what it asks of them."""
+"""The rows of a session: what every engine keeps of them, and what it asks of them.
 
-from collections.abc import Mapping, Sequence
+Whatever an engine must refuse is refused here, so that all refuse alike.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 
 from t1_edge.errors import EngineError, InputError
 
@@ -18,9 +21,11 @@ class Rows:
         tokens: The ids of each row.
         cached: How many of them the engine's cache holds.
         scored: Whether the logits that the engine keeps for a row are those of its last token.
+        open: Whether the session is.
 
     Raises:
-        InputError: If there is no row, a row is empty, or a token is not in the vocabulary.
+        InputError: If there is no row, a row is empty, a token is not in the vocabulary, or the
+            room is below 1.
         EngineError: If the longest row and its room exceed the context.
     """
 
@@ -29,13 +34,19 @@ class Rows:
     ) -> None:
         if not rows or not all(rows):
             raise InputError("a session needs at least one row, and a row at least one token")
-        outside = next((t for row in rows for t in row if not 0 <= t < vocabulary), None)
-        if outside is not None:
-            raise InputError(f"token {outside} is not one of the {vocabulary} of the vocabulary")
+        if room < 1:
+            raise InputError(f"a session needs room for 1 token or more, not {room}")
+        self._vocabulary = vocabulary
+        for row in rows:
+            self._check_ids(row)
+        self.open = True
         self.tokens = [list(row) for row in rows]
         self._limits = [len(row) + room for row in rows]
         if self.longest > context:
-            raise EngineError(f"a row of {self.longest} tokens exceeds the context of {context}")
+            raise EngineError(
+                f"a row of {self.longest - room} tokens with room for {room} more exceeds the "
+                f"context of {context}: lower the budget, or the contract's limits"
+            )
         self.cached = [0] * len(rows)
         self.scored = [False] * len(rows)
 
@@ -56,15 +67,69 @@ class Rows:
         """Add one token to some rows.
 
         Raises:
-            EngineError: If a row has used up the room it was opened with.
+            InputError: If a token is not in the vocabulary.
+            EngineError: If the session is closed, or a row has used up its room.
         """
+        self.check_open()
+        self._check_ids(tokens.values())
+        for row in tokens:
+            self._check_room(row)
         for row, token in tokens.items():
-            if len(self.tokens[row]) == self._limits[row]:
-                limit = self._limits[row]
-                raise EngineError(f"row {row} is full: it was opened with room for {limit} tokens")
             self.tokens[row].append(token)
             self.scored[row] = False
+
+    def check_peek(self, token: int) -> None:
+        """Whether a token may stand at the end of every row.
+
+        Raises:
+            InputError: If it is not in the vocabulary.
+            EngineError: If the session is closed, or a row has used up its room.
+        """
+        self.check_open()
+        self._check_ids([token])
+        for row in range(len(self)):
+            self._check_room(row)
+
+    def check_open(self) -> None:
+        """Whether the session is open.
+
+        Raises:
+            EngineError: If it is closed.
+        """
+        if not self.open:
+            raise EngineError("the session is closed")
 
     def keep(self) -> None:
         """Every token is in the cache now."""
         self.cached = [len(row) for row in self.tokens]
+
+    def _check_ids(self, ids: Iterable[int]) -> None:
+        outside = next((t for t in ids if not 0 <= t < self._vocabulary), None)
+        if outside is not None:
+            size = self._vocabulary
+            raise InputError(f"token {outside} is not one of the {size} of the vocabulary")
+
+    def _check_room(self, row: int) -> None:
+        length, limit = len(self.tokens[row]), self._limits[row]
+        if length == limit:
+            raise EngineError(f"row {row} is full: it was opened to hold {limit} tokens")
+
+
+def check_start(current: Rows | None, rows: int, most: int, *, closed: bool) -> None:
+    """Whether an engine may open a session.
+
+    Args:
+        current: Rows of the session before, if there was one; only one is open at a time.
+        rows: How many it shall have.
+        most: How many it may have.
+        closed: Whether the engine is closed.
+
+    Raises:
+        EngineError: If not.
+    """
+    if closed:
+        raise EngineError("the engine is closed")
+    if current is not None and current.open:
+        raise EngineError("a session is still open; close it before starting another")
+    if rows > most:
+        raise EngineError(f"{rows} rows at once: the engine takes {most} at most")

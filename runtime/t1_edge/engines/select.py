@@ -1,13 +1,14 @@
 """Which engine drives a build, and on what. An asked-for device that cannot run is an error."""
 
 import os
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
 from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, Build, Decoder, Format
 from t1_edge.engines.base import Engine
-from t1_edge.errors import BuildError, DeviceError, MissingExtraError
+from t1_edge.errors import BuildError, DeviceError, EngineError, InputError, MissingExtraError
 
 EngineChoice = Literal["auto", "onnx", "gguf"]
 Device = Literal["auto", "cpu", "cuda", "metal"]
@@ -38,6 +39,8 @@ def open_engine(
     Raises:
         BuildError: If the build does not hold the format.
         DeviceError: If the device cannot run here.
+        EngineError: If the library cannot be loaded, or refuses the files.
+        InputError: If the number of threads is below 1.
         MissingExtraError: If no library is installed that could drive the build.
     """
     if device not in ("auto", "cpu"):
@@ -70,10 +73,14 @@ def open_format(
         threads: CPU threads; those the process may use if None.
 
     Raises:
-        EngineError: If the library refuses the files.
+        EngineError: If the library cannot be loaded, or refuses the files.
+        InputError: If the number of threads is below 1.
         MissingExtraError: If the library is not installed.
     """
-    threads = threads or available_threads()
+    threads = available_threads() if threads is None else threads
+    if threads < 1:
+        raise InputError(f"an engine needs 1 thread or more, not {threads}")
+    _load_library(format)
     if format == "onnx":
         from t1_edge.engines.onnx import OnnxEngine
 
@@ -94,14 +101,39 @@ def require(format: Format) -> None:
         raise MissingExtraError(distribution, extra)
 
 
+def _load_library(format: Format) -> None:
+    """Import a format's library: the first time may fail in many ways, later ones do not."""
+    require(format)
+    module, distribution, _ = _PACKAGES[format]
+    try:
+        import_module(module)
+    except Exception as e:  # a missing shared object, another processor's build, ...
+        raise EngineError(
+            f"{distribution} is installed but cannot be loaded: {e}; install it again"
+        ) from e
+
+
 def installed_formats(build: Build) -> list[Format]:
     """The formats of a build whose library is installed, the preferred one first."""
     formats = [format for format in _PACKAGES if format in build.manifest.formats]
     return [format for format in formats if find_spec(_PACKAGES[format][0]) is not None]
 
 
+def usable_formats(build: Build) -> list[Format]:
+    """See `installed_formats`; here at least one.
+
+    Raises:
+        MissingExtraError: If no library is installed that could drive the build.
+    """
+    found = installed_formats(build)
+    if not found:
+        _, distribution, extra = _PACKAGES[build.manifest.formats[0]]
+        raise MissingExtraError(distribution, extra)
+    return found
+
+
 def available_threads() -> int:
-    """CPU threads that this process may use; containers and affinity masks are respected."""
+    """CPU threads that this process may use: its affinity mask counts, a quota of time does not."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -113,7 +145,4 @@ def _choose(build: Build, engine: EngineChoice) -> Format:
         if engine not in held:
             raise BuildError(f"{build.path} holds {', '.join(held)}, not {engine}: export it again")
         return engine
-    installed = installed_formats(build)
-    if not installed:
-        require(held[0])
-    return installed[0]
+    return usable_formats(build)[0]
