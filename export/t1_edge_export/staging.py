@@ -59,7 +59,7 @@ def _swap(staging: Path, destination: Path) -> None:
     destination.rename(old)
     try:
         staging.rename(destination)
-    except OSError:
+    except BaseException:  # an interruption too must leave the old one in its place
         old.rename(destination)
         raise
     shutil.rmtree(old, ignore_errors=True)
