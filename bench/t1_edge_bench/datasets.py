@@ -120,17 +120,18 @@ def _find(folder: Path, stem: str) -> Path:
 
 
 def _texts(path: Path) -> list[Text]:
-    """The texts of a file; a title stands before its text."""
+    """The texts of a file; a title stands before its text. A repeated record counts once."""
     found: dict[str, Text] = {}
     for number, line in enumerate(_lines(path), 1):
         try:
             record = msgspec.json.decode(line, type=_Record)
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise DataError(f'{path}:{number}: expected {{"_id": "…", "text": "…"}}: {e}') from e
-        if record.id in found:
-            raise DataError(f"{path}:{number}: the id {record.id!r} stands there a second time")
-        text = f"{record.title}\n{record.text}" if record.title else record.text
-        found[record.id] = Text(id=record.id, text=text)
+        text = Text(
+            id=record.id, text=f"{record.title}\n{record.text}" if record.title else record.text
+        )
+        if found.setdefault(record.id, text) != text:
+            raise DataError(f"{path}:{number}: the id {record.id!r} had another text before")
     return list(found.values())
 
 

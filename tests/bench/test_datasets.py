@@ -22,6 +22,9 @@ QUERIES = [
 QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td2\t0\n"
 
 
+_TWO_TEXTS = '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}\n'
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     _lines(tmp_path / "corpus.jsonl", CORPUS)
@@ -69,6 +72,13 @@ def test_the_first_judged_queries_are_kept(folder: Path) -> None:
     assert set(found.qrels) == {"q1"}
 
 
+def test_a_record_that_is_repeated_counts_once(folder: Path) -> None:
+    before = load(folder)
+    _lines(folder / "queries.jsonl", [*QUERIES, QUERIES[0]])
+    _lines(folder / "corpus.jsonl", [*CORPUS, CORPUS[1]])
+    assert load(folder) == before
+
+
 def test_exclusions_are_read(folder: Path) -> None:
     (folder / "excluded.tsv").write_text("query-id\tcorpus-id\nq1\td2\nq1\td3\n")
     assert load(folder).excluded == {"q1": frozenset({"d2", "d3"})}
@@ -89,8 +99,8 @@ def test_the_digest_follows_the_texts(folder: Path) -> None:
         ("queries.jsonl", '{"_id": "q1", "text": "x"}\n[]\n', r"queries\.jsonl:2"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", r"qrels\.tsv:2: expected 3 columns"),
         ("qrels.tsv", "q1\td1\t1\n", r"qrels\.tsv:1: expected the header query-id corpus-id score"),
-        ("queries.jsonl", '{"_id": "q1", "text": "a"}\n' * 2, r"queries\.jsonl:2: the id 'q1'"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n' * 2, r"corpus\.jsonl:2: the id 'd1'"),
+        ("queries.jsonl", _TWO_TEXTS, r"queries\.jsonl:2: the id 'q1' had another text"),
+        ("corpus.jsonl", _TWO_TEXTS, r"corpus\.jsonl:2: the id 'q1' had another text"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td9\t1\n", "no document 'd9'"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\tyes\n", "'yes' is no whole number"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n", "none of the 3 queries"),
