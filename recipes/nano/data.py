@@ -263,6 +263,12 @@ def read_examples(folder: Path) -> tuple[list[str], list[Example]]:
     return documents, [msgspec.json.decode(line, type=Example) for line in raw]
 
 
+def groups(examples: Sequence[Example]) -> Iterator[tuple[str, list[int]]]:
+    """Each set's part by its name, "set part", with the places of its examples."""
+    for key in sorted({(e.set, e.part) for e in examples}):
+        yield " ".join(key), [at for at, e in enumerate(examples) if (e.set, e.part) == key]
+
+
 @click.command()
 @click.option("--train", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), required=True)

@@ -117,8 +117,10 @@ def thinking(task: Task, encoder: Encoder, budgets: Sequence[int], name: str) ->
     documents = document_vectors(encoder, data, say=_say, progress=lambda count: None)
     texts = [query.text for query in data.queries]
     lexical = bm25(data)
+    plain = encoder.encode_queries(texts, budget=0)
+    direct = dense(data, documents, _vectors(plain))
     for budget in budgets:
-        found = encoder.encode_queries(texts, budget=budget)
+        found = encoder.encode_queries(texts, budget=budget) if budget else plain
         run = dense(data, documents, _vectors(found))
         seconds = _seconds(encoder, texts, budget)
         length = float(np.mean([len(query.thought_tokens) for query in found]))
@@ -127,30 +129,22 @@ def thinking(task: Task, encoder: Encoder, budgets: Sequence[int], name: str) ->
         yield task.measure(f"{name}, budget {budget}, RRF with bm25", fuse([run, lexical]))
         if budget:
             thoughts = [query.thought for query in found]
-            yield from _other_readers(task, encoder, documents, thoughts, f"{name}, {budget}")
+            shuffled = [*thoughts[1:], thoughts[0]]
+            found = encoder.encode_queries(texts, thoughts=shuffled)
+            run = dense(data, documents, _vectors(found))
+            yield task.measure(f"{name}, {budget}, shuffled thoughts", run)
+            expanded = bm25(_with_thoughts(data, thoughts))
+            yield task.measure(f"{name}, {budget}, bm25 over query and thought", expanded)
+            run = fuse([direct, expanded])
+            yield task.measure(f"{name}, {budget}, RRF of direct and bm25 over both", run)
 
 
-def _other_readers(
-    task: Task,
-    encoder: Encoder,
-    documents: NDArray[np.float32],
-    thoughts: Sequence[str],
-    name: str,
-) -> Iterator[Measured]:
-    """The controls: another question's thoughts; and BM25 that reads the thought."""
-    data = task.dataset
-    turned = [*thoughts[1:], thoughts[0]]
-    found = encoder.encode_queries([query.text for query in data.queries], thoughts=turned)
-    yield task.measure(f"{name}, shuffled thoughts", dense(data, documents, _vectors(found)))
+def _with_thoughts(data: Dataset, thoughts: Sequence[str]) -> Dataset:
     asked = [
         Text(id=query.id, text=f"{query.text} {thought}")
         for query, thought in zip(data.queries, thoughts, strict=True)
     ]
-    expanded = bm25(replace(data, queries=asked))
-    yield task.measure(f"{name}, bm25 over query and thought", expanded)
-    direct = encoder.encode_queries([query.text for query in data.queries], budget=0)
-    run = dense(data, documents, _vectors(direct))
-    yield task.measure(f"{name}, RRF of direct and bm25 over both", fuse([run, expanded]))
+    return replace(data, queries=asked)
 
 
 def _vectors(found: Sequence[QueryEmbedding]) -> NDArray[np.float32]:

@@ -98,8 +98,7 @@ class Stream:
         examples = np.concatenate([rng.choice(sets[name], GROUP, replace=False) for name in chosen])
         positives = [rng.choice(self.positives(at)) for at in examples]
         hard = [self._draw_negatives(at, negatives, rng) for at in examples]
-        documents = np.unique(np.concatenate([positives, *hard]).astype(np.int64))
-        rest = np.setdiff1d(documents, positives)
+        rest = np.setdiff1d(np.concatenate(hard), positives)
         documents = np.concatenate([positives, rest]).astype(np.int64)
         return Batch(
             examples=examples, documents=documents, answers=self.answers(examples, documents)

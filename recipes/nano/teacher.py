@@ -9,7 +9,7 @@ negatives.npy, int32 [examples, 16], documents that the teacher likes and that a
 answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from recipes.nano.data import Example, read_examples
+from recipes.nano.data import Example, groups, read_examples
 
 NEGATIVES: Final = 16
 
@@ -88,7 +88,7 @@ def hard_negatives(
         int32 [examples, NEGATIVES], documents; -1 where a set has too few.
     """
     found = np.full((len(examples), NEGATIVES), -1, np.int32)
-    for members in _groups(examples):
+    for _, members in groups(examples):
         pool = np.unique(np.concatenate([examples[at].positives for at in members]))
         scores = queries[members].astype(np.float32) @ documents[pool].astype(np.float32).T
         for at, row in zip(members, scores, strict=True):
@@ -98,11 +98,6 @@ def hard_negatives(
             best = best[row[best] > -2]
             found[at, : len(best)] = pool[best]
     return found
-
-
-def _groups(examples: Sequence[Example]) -> Iterator[list[int]]:
-    for key in sorted({(e.set, e.part) for e in examples}):
-        yield [at for at, e in enumerate(examples) if (e.set, e.part) == key]
 
 
 @click.command()

@@ -10,7 +10,7 @@ Writes thoughts.jsonl, one string an example, "" where nothing helped.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -23,7 +23,7 @@ import Stemmer
 import torch
 from numpy.typing import NDArray
 
-from recipes.nano.data import Example, read_examples
+from recipes.nano.data import Example, groups, read_examples
 from recipes.nano.model import Student, load_student
 from recipes.nano.stream import cut
 from recipes.nano.teacher import embed
@@ -222,11 +222,6 @@ def choose(
     return chosen
 
 
-def _groups(examples: Sequence[Example]) -> Iterator[tuple[str, list[int]]]:
-    for key in sorted({(e.set, e.part) for e in examples}):
-        yield f"{key[0]} {key[1]}", [at for at, e in enumerate(examples) if (e.set, e.part) == key]
-
-
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--student", type=click.Path(path_type=Path, exists=True), required=True)
@@ -237,7 +232,7 @@ def main(data: Path, student: Path, most: int) -> None:
     reader = Reader(*load_student(student))
     teacher = np.load(data / "documents.npy")
     thoughts = [""] * len(examples)
-    for name, members in _groups(examples):
+    for name, members in groups(examples):
         members = members[:most]
         kept = _judge(reader, documents, [examples[at] for at in members], teacher)
         for at, text in zip(members, kept, strict=True):

@@ -82,6 +82,7 @@ def export(
         force=force,
         allow_drift=allow_drift,
     )
+    # Before the adapter, which may train the new rows; and the bar counts them.
     opened = with_tokens(open_checkpoint(path), request.contract.added_tokens)
     if adapter:
         opened = with_adapter(opened, adapter)
