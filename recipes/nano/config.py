@@ -18,6 +18,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         rank: Of the adapter.
         alpha: Of the adapter.
         first_layer: Blocks below it stay as they are.
+        rounded: Whether the student computes with weights rounded to Q4_0, as builds do.
         steps: How many.
         batch: Examples of a step.
         negatives: Hard negatives of an example.
@@ -34,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         closing: Reward of a thought that ends by itself within the budget.
         reading: Weight of the representation loss while thoughts are reinforced.
         pool: Documents that rewards rank among.
+        keep_every: Steps between two checkpoints; rounded weights get new scales then.
         dev_every: Steps between two measurements on dev.
         dev_questions: Of a set.
         dev_distractors: Documents beside those that answer.
@@ -46,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rank: int = 32
     alpha: int = 64
     first_layer: int = 15
+    rounded: bool = True
     steps: int
     batch: int = 64
     negatives: int = 1
@@ -62,6 +65,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     closing: float = 0.3
     reading: float = 0.1
     pool: int = 4000
+    keep_every: int = 20
     dev_every: int = 100
     dev_questions: int = 40
     dev_distractors: int = 2000

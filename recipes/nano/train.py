@@ -36,7 +36,11 @@ class Run:
         self.config, self.out = config, out
         self.step, self.best = 0, 0.0
         student, codec = new_student(
-            config.base, rank=config.rank, alpha=config.alpha, first_layer=config.first_layer
+            config.base,
+            rank=config.rank,
+            alpha=config.alpha,
+            first_layer=config.first_layer,
+            rounded=config.rounded,
         )
         stream = Stream(
             data, codec, query_tokens=config.query_tokens, document_tokens=config.document_tokens
@@ -54,6 +58,13 @@ class Run:
             self.learner.student.load_state_dict(stored["trained"], strict=False)
             self.optimizer.load_state_dict(stored["optimizer"])
             self.step, self.best = stored["step"], stored["best"]
+            self._forget_later_metrics()
+
+    def _forget_later_metrics(self) -> None:
+        """Lines of steps behind the checkpoint: they will be run again."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.step))
 
     def keep(self) -> None:
         """Write checkpoint.pt; a killed run leaves the one before."""
@@ -69,6 +80,8 @@ class Run:
         rate = learning_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.step % config.keep_every == 0:
+            self.learner.student.fit()
         batch = self.learner.stream.batch(self.step, config.batch, config.negatives, config.seed)
         loss, parts = STAGES[config.stage](self.learner, batch)
         self.optimizer.zero_grad()
@@ -127,8 +140,9 @@ def main(config: Path, data: Path, out: Path, init: Path | None) -> None:
         if run.step % settings.dev_every == 0 or run.step == settings.steps:
             dev = run.measure()
             run.log(dev=dev)
-            run.keep()
             click.echo(f"step {run.step}: dev {dev['all']:.4f}")
+        if run.step % settings.keep_every == 0 or run.step == settings.steps:
+            run.keep()
 
 
 if __name__ == "__main__":
