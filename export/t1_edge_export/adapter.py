@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -32,11 +32,17 @@ _MODULES: Final[Mapping[str, str]] = {"embed_tokens": EMBEDDING, "lm_head": HEAD
 """What `trainable_token_indices` calls them, and the tensor. A tied head is the embedding."""
 
 
+_Ids = Annotated[list[int], msgspec.Meta(min_length=1)]
+
+_KEEPS_BASE: Final = (True, False, "gaussian", "eva", "orthogonal")
+"""Ways to begin an adapter that leave the base as it is; others, such as PiSSA, move it."""
+
+
 class _Config(msgspec.Struct, frozen=True):
     """What of PEFT's LoraConfig decides the merged weights."""
 
     peft_type: str
-    r: int
+    r: Annotated[int, msgspec.Meta(ge=1)]
     lora_alpha: float
     use_rslora: bool = False
     use_dora: bool = False
@@ -44,8 +50,12 @@ class _Config(msgspec.Struct, frozen=True):
     fan_in_fan_out: bool = False
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
+    init_lora_weights: bool | str = True
+    use_qalora: bool = False
+    alora_invocation_tokens: list[int] | None = None
+    layer_replication: list[tuple[int, int]] | None = None
     modules_to_save: list[str] | None = None
-    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
+    trainable_token_indices: dict[str, _Ids] | _Ids | None = None
 
     @property
     def unsupported(self) -> str | None:
@@ -53,9 +63,13 @@ class _Config(msgspec.Struct, frozen=True):
         if self.peft_type != "LORA":
             return f"peft_type {self.peft_type}"
         plain = {"use_dora": False, "bias": "none", "fan_in_fan_out": False}
-        plain |= {"rank_pattern": {}, "alpha_pattern": {}}
-        set_ = [name for name, value in plain.items() if getattr(self, name) != value]
-        return "modules_to_save" if self.modules_to_save else next(iter(set_), None)
+        plain |= {"rank_pattern": {}, "alpha_pattern": {}, "use_qalora": False}
+        found = [name for name, value in plain.items() if getattr(self, name) != value]
+        lists = ("modules_to_save", "alora_invocation_tokens", "layer_replication")
+        found += [name for name in lists if getattr(self, name)]
+        if self.init_lora_weights not in _KEEPS_BASE:
+            found.append(f"init_lora_weights {self.init_lora_weights!r}")
+        return next(iter(found), None)
 
     @property
     def scale(self) -> float:
@@ -63,7 +77,7 @@ class _Config(msgspec.Struct, frozen=True):
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
     @property
-    def tokens(self) -> dict[str, list[int]]:
+    def tokens(self) -> "dict[str, _Ids]":
         """Ids whose rows the adapter brings, by module."""
         found = self.trainable_token_indices or {}
         return found if isinstance(found, dict) else {"embed_tokens": found}

@@ -3,6 +3,7 @@
 A checkpoint is never held whole: `Checkpoint.rows` maps the file and converts what is asked for.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
-from t1_edge.cache import checkpoint_dir
+from t1_edge.cache import cache_dir
 from t1_edge.errors import CacheError, CheckpointError
 
 Float32Array = NDArray[np.float32]
@@ -76,10 +77,10 @@ def find_checkpoint(name_or_path: str) -> Path:
         CacheError: If there is neither.
     """
     path = Path(name_or_path)
-    if path.exists():
+    if os.path.exists(path):  # false for a path that is too long, where Path raises
         return path
-    pulled = checkpoint_dir(name_or_path) / PULLED
-    if len(path.parts) == 1 and pulled.is_file():
+    pulled = cache_dir() / "checkpoints" / path / PULLED
+    if len(path.parts) == 1 and os.path.isfile(pulled):
         return pulled
     raise CacheError(
         f"no checkpoint {name_or_path!r}: no such file or folder, and no such name in the cache; "

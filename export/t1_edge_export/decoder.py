@@ -94,9 +94,9 @@ def decoder_from_config(config: Mapping[str, Any], where: str) -> Decoder:
         CheckpointError: If the family, activation, rope or a bias is one that t1-edge does not
             write, or a value is missing.
     """
-    family = _family(config, where)
-    _refuse_unsupported(config, where)
     try:
+        family = _family(config, where)
+        _refuse_unsupported(config, where)
         heads = config["num_attention_heads"]
         decoder = {
             "family": family,
@@ -115,7 +115,7 @@ def decoder_from_config(config: Mapping[str, Any], where: str) -> Decoder:
         return msgspec.convert(decoder, Decoder)
     except KeyError as e:
         raise CheckpointError(f"{where} has no {e.args[0]!r}: it is not a decoder's config") from e
-    except (msgspec.ValidationError, TypeError, ZeroDivisionError) as e:
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as e:
         raise CheckpointError(f"{where}: {e}") from e
 
 

@@ -104,9 +104,9 @@ class GGUFCheckpoint:
         stored = self._tensors[self._names[layer_name(0, "mlp.down_proj")]].tensor_type.name
         floats = stored in ("F32", "F16", "BF16")
         return Source(
-            id="/".join(part for part in parts if part) or self._path.stem,
+            id="/".join(str(part) for part in parts if part) or self._path.stem,
             sha256=sha256_file(self._path),
-            licence=self._field("general.license", "unknown"),
+            licence=str(self._field("general.license", "unknown")),
             note="" if floats else f"The checkpoint was {stored} already, and was dequantized.",
         )
 
@@ -126,7 +126,6 @@ class GGUFCheckpoint:
         if family not in ("llama", "qwen3"):
             raise CheckpointError(f"{self._path} is a {family!r}; known are 'llama' and 'qwen3'")
         self._refuse_other_rope(family)
-
         try:
             return msgspec.convert(self._read_shape(family), Decoder)
         except (msgspec.ValidationError, TypeError) as e:

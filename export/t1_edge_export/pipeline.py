@@ -201,6 +201,8 @@ def _encode(
         return Slab(spec=spec, encoding=encoding, start=start, codes=weights)
     quantize = quantize_q4_0 if encoding == "q4_0" else quantize_q8_0
     codes, scales = quantize(weights)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(f"{spec.name} holds weights too large for float16 scales")
     return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)
 
 

@@ -1,5 +1,6 @@
 """Contracts that come with t1-edge, by name."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -37,7 +38,7 @@ def find_contract(name_or_path: str) -> Contract:
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # false for a path that is too long, where Path raises
         known = ", ".join(PRESETS)
         raise ContractError(f"no contract {name_or_path!r}: presets are {known}; or give a file")
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from t1_edge.build import MANIFEST
 from t1_edge.errors import ExportError
 
 
@@ -16,17 +17,18 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
 
     Args:
         destination: What the directory will be called.
-        force: Replace what stands there. It is untouched until the very end, and comes back if
-            the last rename fails.
+        force: Replace a build that stands there, and nothing else. It is untouched until the very
+            end, and comes back if the last rename fails.
 
     Yields:
         The staging directory, empty. It is removed if the block raises.
 
     Raises:
-        ExportError: If the destination exists without `force`, or something cannot be written.
+        ExportError: If the destination exists without `force` or is no build, or something cannot
+            be written.
     """
-    if destination.exists() and not force:
-        raise ExportError(f"{destination} exists already; --force replaces it")
+    destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
+    _check_free(destination, force)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{destination.name}.partial-"
@@ -40,6 +42,15 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
         raise ExportError(f"nothing was published at {destination}: {e}") from e
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_free(destination: Path, force: bool) -> None:
+    if not os.path.lexists(destination):
+        return
+    if not (destination / MANIFEST).is_file():
+        raise ExportError(f"{destination} exists and is no build: it will not be replaced")
+    if not force:
+        raise ExportError(f"{destination} exists already; --force replaces it")
 
 
 def _publish(staging: Path, destination: Path) -> None:

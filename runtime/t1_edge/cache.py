@@ -7,11 +7,15 @@ document vectors, `checked/` notes which build was self-tested on which engine.
 
 import os
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
 from t1_edge.build import MANIFEST
 from t1_edge.errors import CacheError
+
+_LONGEST_NAME: Final = 200
+"""Bytes: what file systems allow, less what staging puts around a name."""
 
 
 def cache_dir() -> Path:
@@ -21,13 +25,31 @@ def cache_dir() -> Path:
 
 
 def build_dir(name: str) -> Path:
-    """Where the build of this name belongs, whether it exists or not."""
-    return cache_dir() / "builds" / name
+    """Where the build of this name belongs, whether it exists or not.
+
+    Raises:
+        CacheError: If the name could lead out of the cache, or is none that a file can have.
+    """
+    return cache_dir() / "builds" / _plain(name)
 
 
 def checkpoint_dir(name: str) -> Path:
-    """Where the checkpoint of this name belongs, whether it exists or not."""
-    return cache_dir() / "checkpoints" / name
+    """Where the checkpoint of this name belongs, whether it exists or not.
+
+    Raises:
+        CacheError: As `build_dir`.
+    """
+    return cache_dir() / "checkpoints" / _plain(name)
+
+
+def _plain(name: str) -> str:
+    hidden = name.startswith(".")  # "." and ".." too; builds in the making begin so
+    if not name or hidden or set(name) & set("/\\\0") or len(name.encode()) > _LONGEST_NAME:
+        raise CacheError(
+            f"{name[:80]!r} cannot be a name in the cache: give one without slashes that does not "
+            f"begin with a dot, of at most {_LONGEST_NAME} bytes"
+        )
+    return name
 
 
 def find_build(name_or_path: str | Path) -> Path:
@@ -37,12 +59,12 @@ def find_build(name_or_path: str | Path) -> Path:
         CacheError: If there is neither.
     """
     path = Path(name_or_path)
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):  # false for a path that is too long, where Path raises
         return path
-    named = build_dir(str(name_or_path))
-    if len(path.parts) == 1 and (named / MANIFEST).is_file():
-        return named
+    builds = cache_dir() / "builds"
+    if len(path.parts) == 1 and os.path.isfile(builds / path / MANIFEST):
+        return builds / path
     raise CacheError(
         f"no build {str(name_or_path)!r}: neither a directory with a {MANIFEST} nor one of "
-        f"{named.parent}; make it with: t1-edge pull NAME && t1-edge export NAME"
+        f"{builds}; make it with: t1-edge pull NAME && t1-edge export NAME"
     )

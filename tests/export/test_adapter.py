@@ -92,6 +92,10 @@ def adapter(tiny: Callable[..., Tiny], tmp_path: Path) -> Path:
         ({"trainable_token_indices": {"embed_tokens": [384]}}, "token 384"),
         ({"trainable_token_indices": None}, "trainable_tokens_delta"),
         ({"trainable_token_indices": {"embed_tokens": [380], "norm": [1]}}, "norm"),
+        ({"r": 0}, r"adapter_config\.json is damaged"),
+        ({"trainable_token_indices": {"embed_tokens": []}}, r"adapter_config\.json is damaged"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"r": "four"}, r"adapter_config\.json is damaged"),
     ],
 )

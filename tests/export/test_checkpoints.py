@@ -122,6 +122,8 @@ def _config(folder: Path, **changes: Any) -> None:
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel; known are LlamaForCausalLM"),
         ({"architectures": None}, r"\(none\)"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
+        ({"rope_scaling": ["yarn"]}, r"config\.json"),
+        ({"rope_theta": "wide"}, r"config\.json"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True}, "use_sliding_window"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 from t1_edge.build import GOLDEN, Build, Verification
 from t1_edge.cli import main
@@ -59,6 +61,19 @@ def test_the_gate_was_measured(smollm2: Build) -> None:
     assert set(figures) == {"onnx", "gguf"}
     for found in figures.values():
         assert 0.9 < found.cosine_min < found.cosine_mean < 0.9999
+
+
+def test_weights_too_large_for_their_scales_are_refused(
+    tiny: Callable[..., Tiny], request_: Request, tmp_path: Path
+) -> None:
+    folder = tmp_path / "large"
+    shutil.copytree(tiny("llama").folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] *= np.float32(1e9)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight .* float16"):
+        export(open_checkpoint(folder), _replaced(request_, profile="portable"))
+    assert not request_.destination.exists()
 
 
 @pytest.mark.parametrize("formats", [("onnx",), ("gguf",), ("onnx", "gguf")])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from t1_edge.build import MANIFEST
 from t1_edge.errors import ExportError
 from t1_edge_export.staging import staged
 
@@ -30,23 +31,51 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 def test_what_stands_there_is_not_touched(tmp_path: Path) -> None:
     target = tmp_path / "build"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / MANIFEST).write_text("old")
     with pytest.raises(ExportError, match="--force"), staged(target, force=False):
         pass
     with pytest.raises(ZeroDivisionError), staged(target, force=True):
         raise ZeroDivisionError
-    assert (target / "old").read_text() == "old"
+    assert (target / MANIFEST).read_text() == "old"
     assert os.listdir(tmp_path) == ["build"]
 
 
 def test_force_replaces_it(tmp_path: Path) -> None:
     target = tmp_path / "build"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / MANIFEST).write_text("old")
     with staged(target, force=True) as staging:
         (staging / "new").write_text("new")
     assert os.listdir(target) == ["new"]
     assert os.listdir(tmp_path) == ["build"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_build_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one").write_text("1")
+    (tmp_path / "file").write_text("2")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    monkeypatch.chdir(tmp_path / "photos")
+    targets = (Path(), tmp_path / "photos", tmp_path / "file", tmp_path / "nowhere")
+    for target in targets:
+        with pytest.raises(ExportError, match="is no build"), staged(target, force=force):
+            pass
+    assert (tmp_path / "photos" / "one").read_text() == "1"
+    assert sorted(os.listdir(tmp_path)) == ["file", "nowhere", "photos"]
+
+
+def test_a_build_is_replaced_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / MANIFEST).write_text("old")
+    monkeypatch.chdir(tmp_path / "build")
+    with staged(Path(), force=True) as staging:
+        (staging / "new").write_text("new")
+    assert os.listdir(tmp_path / "build") == ["new"]
 
 
 def test_a_parent_that_is_a_file_is_an_error(tmp_path: Path) -> None:

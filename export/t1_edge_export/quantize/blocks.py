@@ -35,7 +35,8 @@ def quantize_q4_0(weights: Float32Array, importance: Float32Array | None = None)
         importance: float32 [in], the mean squared activation of each input channel; all 1 if None.
 
     Returns:
-        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / 32].
+        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / 32], infinite where weights
+        are too large for a float16 scale.
     """
     rows, width = weights.shape
     blocks = weights.reshape(-1, BLOCK)
@@ -45,7 +46,8 @@ def quantize_q4_0(weights: Float32Array, importance: Float32Array | None = None)
 
     def work(chunk: slice) -> None:
         weight = _importance_of(chunk, per_row)
-        codes[chunk], scales[chunk] = _search(blocks[chunk], weight)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees the infinite scale
+            codes[chunk], scales[chunk] = _search(blocks[chunk], weight)
 
     _in_chunks(work, len(blocks))
     return codes.reshape(rows, width), scales.reshape(rows, -1)
@@ -58,10 +60,12 @@ def quantize_q8_0(weights: Float32Array) -> Blocks:
         weights: float32 [rows, in]; `in` a multiple of 32.
 
     Returns:
-        codes int8 [rows, in] and scales float16 [rows, in / 32].
+        codes int8 [rows, in] and scales float16 [rows, in / 32], infinite where weights are too
+        large for a float16 scale.
     """
     blocks = weights.reshape(len(weights), -1, BLOCK)
-    scales = (np.abs(blocks).max(axis=-1) / np.float32(127)).astype(np.float16)
+    with np.errstate(over="ignore"):  # the caller sees the infinite scale
+        scales = (np.abs(blocks).max(axis=-1) / np.float32(127)).astype(np.float16)
     codes = np.rint(blocks * _inverse(scales.astype(np.float32))[..., None])
     return np.clip(codes, -127, 127).astype(np.int8).reshape(weights.shape), scales
 
