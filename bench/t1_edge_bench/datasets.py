@@ -107,7 +107,9 @@ def _choose_split(folder: Path, split: str | None) -> str:
         return found[0]
     if split in found:
         return str(split)
-    listed = ", ".join(name or "(none)" for name in found) or "none at all"
+    if not found:
+        raise DataError(f"{folder} has no qrels.tsv, nor a qrels.SPLIT.tsv: nothing is judged")
+    listed = ", ".join(name or "(none)" for name in found)
     asked = "name one with --split" if split is None else f"there is no {split!r}"
     raise DataError(f"{folder} has these splits: {listed}; {asked}")
 

@@ -53,6 +53,13 @@ def test_a_folder_is_read(folder: Path) -> None:
     assert found.excluded == {}
 
 
+def test_a_folder_without_judgements_is_named(folder: Path) -> None:
+    for path in folder.glob("qrels*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"no qrels\.tsv"):
+        load(folder)
+
+
 def test_compressed_files_and_splits_are_read(folder: Path) -> None:
     (folder / "corpus.jsonl").unlink()
     _lines(folder / "corpus.jsonl.gz", CORPUS)

@@ -1,6 +1,7 @@
 """The command: what it prints where, and how it ends."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,7 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
         (["export", "nowhere"], 1, "no checkpoint 'nowhere'"),
         (["pull", "nowhere"], 1, "known are smollm2-135m"),
         (["encode", "--build", "nowhere"], 2, "give texts"),
+        (["encode", "--build", "nowhere", "--file", os.devnull], 1, "has no lines"),
         (["encode"], 2, "--build"),
         (["nonsense"], 2, "No such command"),
         (["export", "x", "--format", "tflite"], 2, "tflite"),

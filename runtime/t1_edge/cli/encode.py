@@ -50,9 +50,11 @@ def encode(
 
     if budget is not None and role != "query":
         raise click.UsageError("--budget is for queries: give --query")
+    if not texts and file is None:
+        raise click.UsageError("give texts, or --file")
     lines = [*texts, *_lines(file)]
     if not lines:
-        raise click.UsageError("give texts, or --file")
+        raise InputError("the file has no lines")
     with Encoder.load(build, engine=engine, device=device, threads=threads) as encoder:
         rows = _queries(encoder, lines, budget) if role == "query" else _documents(encoder, lines)
         running = f"{encoder.info.library} on {encoder.info.device}"
