@@ -53,13 +53,6 @@ def test_a_folder_is_read(folder: Path) -> None:
     assert found.excluded == {}
 
 
-def test_a_folder_without_judgements_is_named(folder: Path) -> None:
-    for path in folder.glob("qrels*"):
-        path.unlink()
-    with pytest.raises(DataError, match=r"no qrels\.tsv"):
-        load(folder)
-
-
 def test_compressed_files_and_splits_are_read(folder: Path) -> None:
     (folder / "corpus.jsonl").unlink()
     _lines(folder / "corpus.jsonl.gz", CORPUS)
@@ -122,7 +115,7 @@ def test_damage_is_named_with_its_line(folder: Path, name: str, content: str, me
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels.tsv"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(DataError, match=name.partition(".")[0] if "qrels" not in name else "none"):
+    with pytest.raises(DataError, match=name.partition(".")[0]):
         load(folder)
 
 
