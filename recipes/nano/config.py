@@ -18,7 +18,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         rank: Of the adapter.
         alpha: Of the adapter.
         first_layer: Blocks below it stay as they are.
-        rounded: Whether the student computes with weights rounded to Q4_0, as builds do.
         steps: How many.
         batch: Examples of a step.
         negatives: Hard negatives of an example.
@@ -35,7 +34,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         closing: Reward of a thought that ends by itself within the budget.
         reading: Weight of the representation loss while thoughts are reinforced.
         pool: Documents that rewards rank among.
-        keep_every: Steps between two checkpoints; rounded weights get new scales then.
+        keep_every: Steps between two checkpoints.
         dev_every: Steps between two measurements on dev.
         dev_questions: Of a set.
         dev_distractors: Documents beside those that answer.
@@ -48,7 +47,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rank: int = 32
     alpha: int = 64
     first_layer: int = 15
-    rounded: bool = True
     steps: int
     batch: int = 64
     negatives: int = 1

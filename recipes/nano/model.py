@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,10 +15,8 @@ from t1_edge.build import Decoder
 from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
-from t1_edge_export.containers import BLOCK
 from t1_edge_export.decoder import EMBEDDING, tensors
 from t1_edge_export.presets import PRESETS
-from t1_edge_export.quantize.blocks import quantize_q4_0
 from t1_edge_export.vocabulary import with_tokens
 
 ADAPTER: Final = "adapter_model.safetensors"
@@ -32,71 +29,28 @@ _ROWS: Final = f"{_PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delt
 """PEFT's names, so that its tools and `t1-edge export --adapter` read the file."""
 
 
-def rounded_weight(weight: Tensor, scales: Tensor) -> Tensor:
-    """A weight as Q4_0 holds it, whose gradient passes as if it were not (arXiv 1308.3432).
-
-    Args:
-        weight: float32 [out, in].
-        scales: float32 [out, in / 32, 1], of the blocks.
-
-    Returns:
-        float32 [out, in].
-    """
-    with torch.no_grad():
-        blocks = weight.view(len(weight), -1, BLOCK)
-        codes = torch.where(scales == 0, 0, blocks / scales).round_().clamp_(-8, 7)
-        moved = (codes * scales).view_as(weight) - weight
-    return weight + moved
-
-
-def _block_scales(weight: Tensor) -> Tensor:
-    """What export chooses for a weight, float32 [out, in / 32, 1]."""
-    _, scales = quantize_q4_0(weight.cpu().numpy())
-    return torch.from_numpy(scales.astype(np.float32)).unsqueeze(-1).to(weight.device)
-
-
 class LoRALinear(nn.Module):
     """A frozen linear layer plus scale * B A (LoRA, arXiv 2106.09685).
 
     Args:
-        weight: float32 [out, in]; it gets no gradient.
+        base: The layer; its weights get no gradient.
         rank: Rows of A.
         scale: Factor of the product, alpha / rank.
-        rounded: Whether the sum is rounded as an int4 build will round it.
     """
 
-    weight: Tensor
-
-    def __init__(self, weight: Tensor, rank: int, scale: float, *, rounded: bool) -> None:
+    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
         super().__init__()
-        self.register_buffer("weight", weight if rounded else weight.bfloat16(), persistent=False)
+        self.base = base
         self.scale = scale
-        self.rounded = rounded
-        self.lora_A = nn.Parameter(torch.empty(rank, weight.shape[1]))
-        self.lora_B = nn.Parameter(torch.zeros(len(weight), rank))
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
-        self._scales: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], in the dtype of x."""
-        if self.rounded:
-            merged = self.merged()
-            if self._scales is None:
-                self._scales = _block_scales(merged.detach())
-            return nn.functional.linear(x, rounded_weight(merged, self._scales).to(x.dtype))
         low = nn.functional.linear(x, self.lora_A.to(x.dtype) * self.scale)
-        added = nn.functional.linear(low, self.lora_B.to(x.dtype))
-        return nn.functional.linear(x, self.weight) + added
-
-    def merged(self) -> Tensor:
-        """The weight that export will quantize, float32 [out, in]."""
-        return torch.addmm(self.weight.float(), self.lora_B, self.lora_A, alpha=self.scale)
-
-    @torch.no_grad()
-    def fit(self) -> None:
-        """Search the blocks' scales for the present weights, as export does."""
-        if self.rounded:
-            self._scales = _block_scales(self.merged())
+        added: Tensor = self.base(x) + nn.functional.linear(low, self.lora_B.to(x.dtype))
+        return added
 
 
 class Student(nn.Module):
@@ -109,19 +63,10 @@ class Student(nn.Module):
         alpha: Of the adapter.
         first_layer: Blocks below it stay as they are. Above 0, what stands below it is not
             differentiated, and a new token's row learns as a row of the head alone.
-        rounded: Whether linear layers compute with weights rounded to Q4_0, as an int4 build does,
-            so that the adapter learns to live with the rounding.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        new: Sequence[int],
-        *,
-        rank: int,
-        alpha: int,
-        first_layer: int,
-        rounded: bool,
+        self, checkpoint: Checkpoint, new: Sequence[int], *, rank: int, alpha: int, first_layer: int
     ) -> None:
         super().__init__()
         self.decoder: Final = checkpoint.decoder
@@ -130,18 +75,10 @@ class Student(nn.Module):
         self.first_new = min(new)
         rows = self.model.embed_tokens.weight[self.first_new : self.first_new + len(new)]
         self.rows = nn.Parameter(rows.detach().float().clone())
-        for at, layer in enumerate(self.model.layers):
+        for layer in list(self.model.layers)[first_layer:]:
             for owner, names in ((layer.self_attn, _ATTENTION), (layer.mlp, _MLP)):
                 for name in names:
-                    weight = getattr(owner, name).weight.detach()
-                    if at >= first_layer:
-                        made = LoRALinear(weight, rank, alpha / rank, rounded=rounded)
-                        setattr(owner, name, made)
-                    elif rounded:
-                        weight.copy_(rounded_weight(weight, _block_scales(weight)))
-        for parameter in self.model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()
+                    setattr(owner, name, LoRALinear(getattr(owner, name), rank, alpha / rank))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Final hidden states of rows that are padded on the right.
@@ -228,12 +165,6 @@ class Student(nn.Module):
         head = torch.cat([weight[: self.first_new], self.rows.to(weight.dtype), weight[behind:]])
         return nn.functional.linear(states, head).float()
 
-    def fit(self) -> None:
-        """Search the scales of rounded weights anew: they are held while the weights move."""
-        for module in self.modules():
-            if isinstance(module, LoRALinear):
-                module.fit()
-
     def trained(self) -> dict[str, nn.Parameter]:
         """What learns, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -271,7 +202,6 @@ class Student(nn.Module):
         with torch.no_grad():
             for name, parameter in self.trained().items():
                 parameter.copy_(stored[self._key(name)])
-        self.fit()
 
     @staticmethod
     def _key(name: str) -> str:
@@ -312,9 +242,7 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
 
-def new_student(
-    base: str, *, rank: int, alpha: int, first_layer: int, rounded: bool
-) -> tuple[Student, Codec]:
+def new_student(base: str, *, rank: int, alpha: int, first_layer: int) -> tuple[Student, Codec]:
     """A student that has learnt nothing, on the device that there is, and its codec.
 
     Args:
@@ -322,32 +250,23 @@ def new_student(
         rank: See `Student`.
         alpha: See `Student`.
         first_layer: See `Student`.
-        rounded: See `Student`.
     """
     contract = PRESETS["nano"]
     checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     new = sorted((codec.open_id, codec.close_id, codec.emb_id))
-    student = Student(
-        checkpoint, new, rank=rank, alpha=alpha, first_layer=first_layer, rounded=rounded
-    )
+    student = Student(checkpoint, new, rank=rank, alpha=alpha, first_layer=first_layer)
     return student.to("cuda" if torch.cuda.is_available() else "cpu"), codec
 
 
-def load_student(folder: Path, *, rounded: bool) -> tuple[Student, Codec]:
-    """The student of an adapter's folder, and its codec.
-
-    Args:
-        folder: As `Student.save` wrote it.
-        rounded: See `Student`.
-    """
+def load_student(folder: Path) -> tuple[Student, Codec]:
+    """The student of an adapter's folder, and its codec."""
     config = json.loads((folder / CONFIG).read_text())
     student, codec = new_student(
         config["base_model_name_or_path"],
         rank=config["r"],
         alpha=config["lora_alpha"],
         first_layer=min(config["layers_to_transform"]),
-        rounded=rounded,
     )
     student.load(folder)
     return student, codec
@@ -374,8 +293,8 @@ def _load(checkpoint: Checkpoint) -> LlamaModel:
     config = LlamaConfig(**_config(checkpoint.decoder), attn_implementation="sdpa")
     weights = {
         spec.name.removeprefix("model."): torch.from_numpy(
-            checkpoint.rows(spec.name, 0, spec.shape[0]).copy()
-        )
+            checkpoint.rows(spec.name, 0, spec.shape[0])
+        ).bfloat16()
         for spec in tensors(checkpoint.decoder)
     }
     with torch.device("meta"):

@@ -229,7 +229,7 @@ def choose(
 def main(data: Path, student: Path, most: int) -> None:
     """Write the thoughts of the stream beside it."""
     documents, examples = read_examples(data)
-    reader = Reader(*load_student(student, rounded=True))
+    reader = Reader(*load_student(student))
     teacher = np.load(data / "documents.npy")
     thoughts = [""] * len(examples)
     for name, members in groups(examples):

@@ -36,11 +36,7 @@ class Run:
         self.config, self.out = config, out
         self.step, self.best = 0, 0.0
         student, codec = new_student(
-            config.base,
-            rank=config.rank,
-            alpha=config.alpha,
-            first_layer=config.first_layer,
-            rounded=config.rounded,
+            config.base, rank=config.rank, alpha=config.alpha, first_layer=config.first_layer
         )
         stream = Stream(
             data, codec, query_tokens=config.query_tokens, document_tokens=config.document_tokens
@@ -80,8 +76,6 @@ class Run:
         rate = learning_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.step % config.keep_every == 0:
-            self.learner.student.fit()
         batch = self.learner.stream.batch(self.step, config.batch, config.negatives, config.seed)
         loss, parts = STAGES[config.stage](self.learner, batch)
         self.optimizer.zero_grad()

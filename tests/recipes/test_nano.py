@@ -17,9 +17,6 @@ from recipes.nano.thoughts import BM25Judge, Keywords, choose
 from t1_edge.contract import Codec
 from t1_edge_export.adapter import with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.containers import Slab
-from t1_edge_export.decoder import tensors
-from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0
 from t1_edge_export.reference import Reference
 from t1_edge_export.vocabulary import with_tokens
 from tiny import Tiny
@@ -30,9 +27,7 @@ Made = tuple[Student, Codec]
 @pytest.fixture
 def student(tiny: Callable[..., Tiny]) -> Made:
     torch.manual_seed(0)
-    made, codec = new_student(
-        str(tiny("llama").folder), rank=4, alpha=8, first_layer=1, rounded=False
-    )
+    made, codec = new_student(str(tiny("llama").folder), rank=4, alpha=8, first_layer=1)
     with torch.no_grad():
         for parameter in made.trained().values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -53,46 +48,14 @@ def test_what_was_trained_is_what_export_reads(
     merged = Reference(with_adapter(base, tmp_path)).hidden_states(_rows(codec))
     merged /= np.linalg.norm(merged, axis=1, keepdims=True)
     with torch.no_grad():
-        found = made.vectors(_rows(codec), most=40).numpy()
-        again = load_student(tmp_path, rounded=False)[0].vectors(_rows(codec)).numpy()
-    assert ((found * merged).sum(axis=1) > 0.999).all()  # bfloat16 against float32
-    np.testing.assert_allclose(found, again, atol=2e-2)  # float16 in the file, bfloat16 in the sums
+        # In float32, for processors round bfloat16 sums in ways of their own.
+        found = made.float().vectors(_rows(codec), most=40).numpy()
+        again = load_student(tmp_path)[0].float().vectors(_rows(codec)).numpy()
+    assert ((found * merged).sum(axis=1) > 0.9995).all()  # the base was bfloat16
+    np.testing.assert_allclose(found, again, atol=2e-3)  # float16 in the file
     plain = Reference(base).hidden_states(_rows(codec))
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
     assert (found * plain).sum(axis=1).max() < 0.99
-
-
-def test_rounded_weights_are_those_of_the_build(
-    student: Made, tiny: Callable[..., Tiny], tmp_path: Path
-) -> None:
-    made, codec = student
-    made.save(tmp_path, str(tiny("llama").folder))
-    base = with_tokens(open_checkpoint(tiny("llama").folder), codec.contract.added_tokens)
-    merged = with_adapter(base, tmp_path)
-    rounded, _ = load_student(tmp_path, rounded=True)
-    for layer in range(base.decoder.layers):
-        for part in ("self_attn.q_proj", "mlp.down_proj"):
-            name = f"model.layers.{layer}.{part}.weight"
-            spec = next(spec for spec in tensors(base.decoder) if spec.name == name)
-            codes, scales = quantize_q4_0(merged.rows(name, 0, spec.shape[0]))
-            slab = Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales)
-            built = dequantize(slab)
-            # The layer applied to unit vectors is its weight, in bfloat16.
-            module = rounded.model.get_submodule(f"layers.{layer}.{part}")
-            with torch.no_grad():
-                found = module(torch.eye(spec.shape[1], dtype=torch.bfloat16)).T.float().numpy()
-            np.testing.assert_allclose(found, built, rtol=1e-2, atol=1e-6)
-
-
-def test_the_gradient_passes_the_rounding(student: Made, tiny: Callable[..., Tiny]) -> None:
-    made, codec = new_student(
-        str(tiny("llama").folder), rank=4, alpha=8, first_layer=0, rounded=True
-    )
-    made.vectors(_rows(codec))[:, 0].sum().backward()  # type: ignore[no-untyped-call]
-    for name, parameter in made.trained().items():
-        assert parameter.grad is not None, name
-        if name.endswith("lora_B"):  # A's is zero while B is
-            assert parameter.grad.abs().max() > 0, name
 
 
 def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made) -> None:
