@@ -22,6 +22,8 @@ def _front_matter(manifest: Manifest) -> str:
 def _summary(manifest: Manifest) -> str:
     decoder, source = manifest.decoder, manifest.source
     counts = ", ".join(f"{n} tensors {encoding}" for encoding, n in manifest.encodings.items())
+    if manifest.calibration:
+        counts += f"; calibrated with {manifest.calibration}"
     lines = [
         f"# {manifest.name}",
         "",

@@ -70,7 +70,7 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._reader = _open(path)
+        self._reader = open_gguf(path)
         self._tensors: dict[str, ReaderTensor] = {t.name: t for t in self._reader.tensors}
         self._decoder = self._read_decoder()
         self._names = gguf_names(self._decoder)
@@ -184,7 +184,13 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{self._path}: {name} is {found}, must be {spec.shape}")
 
 
-def _open(path: Path) -> "GGUFReader":
+def open_gguf(path: Path) -> "GGUFReader":
+    """The gguf package's reader of a file whose header was checked.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or is not a whole GGUF.
+        MissingExtraError: If the gguf package is not installed.
+    """
     try:
         import gguf
     except ImportError as e:

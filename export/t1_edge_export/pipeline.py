@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from t1_edge import __version__
 from t1_edge.build import (
@@ -39,8 +40,11 @@ from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding, Slab
 from t1_edge_export.decoder import Role, TensorSpec, tensors
 from t1_edge_export.gate import golden_rows, measure, misses
 from t1_edge_export.quantize.blocks import quantize_q4_0, quantize_q8_0
+from t1_edge_export.quantize.statistics import Statistics
 from t1_edge_export.staging import staged
 from t1_edge_export.vocabulary import with_tokens
+
+Float32Array = NDArray[np.float32]
 
 _ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
     "portable": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
@@ -58,6 +62,7 @@ class Request:
         contract: How text becomes tokens and a vector.
         formats: Engines to write for.
         profile: How to quantize.
+        statistics: What weighs the error of a rounded weight; all count alike without them.
         force: Replace a build that stands at the destination.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
     """
@@ -67,6 +72,7 @@ class Request:
     contract: Contract
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
+    statistics: Statistics | None = None
     force: bool = False
     allow_drift: bool = False
 
@@ -140,7 +146,7 @@ def _write_weights(
         ]
         for container in containers:
             stack.callback(container.abort)
-        for slab in _slabs(checkpoint, encodings):
+        for slab in _slabs(checkpoint, encodings, request.statistics):
             _digest(digest, slab)
             for container in containers:
                 container.write(slab)
@@ -185,22 +191,31 @@ def _container(
     )
 
 
-def _slabs(checkpoint: Checkpoint, encodings: Mapping[str, Encoding]) -> Iterator[Slab]:
+def _slabs(
+    checkpoint: Checkpoint, encodings: Mapping[str, Encoding], statistics: Statistics | None
+) -> Iterator[Slab]:
+    importance = {} if statistics is None else statistics.importance
     for spec in tensors(checkpoint.decoder):
         rows = spec.shape[0]
         step = SLAB_ROWS if spec.role in ("embedding", "head") else rows
         for start in range(0, rows, step):
-            yield _encode(checkpoint, spec, encodings[spec.name], start, min(start + step, rows))
+            weights = checkpoint.rows(spec.name, start, min(start + step, rows))
+            yield _encode(weights, spec, encodings[spec.name], start, importance.get(spec.name))
 
 
 def _encode(
-    checkpoint: Checkpoint, spec: TensorSpec, encoding: Encoding, start: int, stop: int
+    weights: Float32Array,
+    spec: TensorSpec,
+    encoding: Encoding,
+    start: int,
+    importance: Float32Array | None,
 ) -> Slab:
-    weights = checkpoint.rows(spec.name, start, stop)
     if encoding == "f32":
         return Slab(spec=spec, encoding=encoding, start=start, codes=weights)
-    quantize = quantize_q4_0 if encoding == "q4_0" else quantize_q8_0
-    codes, scales = quantize(weights)
+    if encoding == "q4_0":
+        codes, scales = quantize_q4_0(weights, importance)
+    else:
+        codes, scales = quantize_q8_0(weights)
     if not np.isfinite(scales).all():
         raise CheckpointError(f"{spec.name} holds weights too large for float16 scales")
     return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)
@@ -236,6 +251,7 @@ def _manifest(
         contract=request.contract,
         formats=tuple(request.formats),
         encodings=dict(Counter(encodings.values())),
+        calibration=request.statistics.dataset if request.statistics else "",
         files=entries,
         fingerprint=fingerprint(weights, tokenizer, request.contract, decoder),
         verification=verification,

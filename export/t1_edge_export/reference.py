@@ -7,7 +7,7 @@ Sources: RMS norm arXiv 1910.07467, rotary positions 2104.09864 (halves rotated,
 Qwen3), grouped queries 2305.13245, SwiGLU 2002.05202, normed queries and keys 2505.09388 (Qwen3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -19,6 +19,8 @@ from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, layer_name, layer_tensors
 
 Float32Array = NDArray[np.float32]
+Observer = Callable[[str, Float32Array], None]
+"""Takes the name of a linear layer's tensor, and what it is about to multiply, [tokens, in]."""
 
 
 class Reference:
@@ -26,10 +28,14 @@ class Reference:
 
     Args:
         checkpoint: The float weights. They are read again for every pass: memory holds one block.
+        observe: Called at every linear layer with the tokens of all rows.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, observe: Observer = lambda name, inputs: None
+    ) -> None:
         self._checkpoint = checkpoint
+        self._observe = observe
         self._decoder = checkpoint.decoder
 
     def hidden_states(self, rows: Sequence[Sequence[int]]) -> Float32Array:
@@ -91,7 +97,7 @@ class Reference:
         cosines, sines = _rotation(self._decoder, np.concatenate(positions))
         states = self._embed([token for chunk in chunks for token in chunk])
         for layer in range(self._decoder.layers):
-            block = _Block(self._decoder, self._checkpoint, layer)
+            block = _Block(self._decoder, self._checkpoint, layer, self._observe)
             query, key, value = block.project(states)
             query, key = (_rotate(heads, cosines, sines) for heads in (query, key))
             mixed = [
@@ -155,8 +161,11 @@ class _Cache:
 class _Block:
     """One decoder block with its weights in memory."""
 
-    def __init__(self, decoder: Decoder, checkpoint: Checkpoint, layer: int) -> None:
+    def __init__(
+        self, decoder: Decoder, checkpoint: Checkpoint, layer: int, observe: Observer
+    ) -> None:
         self._decoder = decoder
+        self._observe = observe
         self._weights = {
             spec.name: checkpoint.rows(spec.name, 0, spec.shape[0])
             for spec in layer_tensors(decoder, layer)
@@ -186,7 +195,9 @@ class _Block:
         return states + self._multiply(gate, "mlp.down_proj")
 
     def _multiply(self, values: Float32Array, part: str) -> Float32Array:
-        return values @ self._weights[self._name(part)].T
+        name = self._name(part)
+        self._observe(name, values)
+        return values @ self._weights[name].T
 
     def _norm(self, values: Float32Array, part: str) -> Float32Array:
         return _rms_norm(values, self._weights[self._name(part)], self._decoder.norm_epsilon)

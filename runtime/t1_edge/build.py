@@ -156,6 +156,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         contract: How text becomes tokens and a vector.
         formats: Engines' files that the build holds.
         encodings: How many tensors were written in which block format, by its name.
+        calibration: What the errors of rounded weights were weighed with; empty if with nothing.
         files: Every file but `t1.json`, by its path relative to the build.
         fingerprint: Hash of everything that changes a document vector.
         verification: What the gate measured.
@@ -170,6 +171,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     contract: Contract
     formats: tuple[Format, ...]
     encodings: dict[str, int]
+    calibration: str = ""
     files: dict[str, FileEntry]
     fingerprint: str
     verification: Verification

@@ -43,6 +43,12 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     type=click.Path(path_type=Path),
     help="Folder of a LoRA adapter, as PEFT writes it, to merge on the way.",
 )
+@click.option(
+    "--calibration",
+    default="none",
+    show_default=True,
+    help="File of an importance matrix that weighs the rounding, or none.",
+)
 @click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
 @click.option("--allow-drift", is_flag=True, help="Publish a build that misses its bounds.")
@@ -54,6 +60,7 @@ def export(
     formats: tuple[Any, ...],
     profile: Any,
     adapter: Path | None,
+    calibration: str,
     contract: str,
     force: bool,
     allow_drift: bool,
@@ -69,23 +76,27 @@ def export(
     from t1_edge_export.pipeline import Request, weight_count
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.presets import find_contract
+    from t1_edge_export.quantize.statistics import read_statistics
     from t1_edge_export.vocabulary import with_tokens
 
     path = find_checkpoint(checkpoint)
     name = name or Path(checkpoint).stem
+    found = find_contract(contract)
+    # Before the adapter, which may train the new rows; and the bar counts them.
+    opened = with_tokens(open_checkpoint(path), found.added_tokens)
+    if adapter:
+        opened = with_adapter(opened, adapter)
+    given = calibration != "none"
     request = Request(
         name=name,
         destination=output or build_dir(name),
-        contract=find_contract(contract),
+        contract=found,
         formats=formats,
         profile=profile,
+        statistics=read_statistics(Path(calibration), opened.decoder) if given else None,
         force=force,
         allow_drift=allow_drift,
     )
-    # Before the adapter, which may train the new rows; and the bar counts them.
-    opened = with_tokens(open_checkpoint(path), request.contract.added_tokens)
-    if adapter:
-        opened = with_adapter(opened, adapter)
     with progress(weight_count(opened.decoder), "quantizing") as update:
         build = write(opened, request, say=say, progress=update)
     if as_json:

@@ -1,0 +1,132 @@
+"""Which input channels of a decoder matter: mean squared activations over rows of tokens.
+
+Stored as llama.cpp stores an importance matrix: for each tensor `<name>.in_sum2`, the sum of
+squares by channel, and `<name>.counts`, the tokens
+(https://github.com/ggml-org/llama.cpp/pull/9400).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import Decoder
+from t1_edge.errors import CheckpointError, ExportError
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.gguf_checkpoint import gguf_names, open_gguf
+from t1_edge_export.reference import Reference
+
+Float32Array = NDArray[np.float32]
+
+_TYPE: Final = "imatrix"
+_SQUARES: Final = ".in_sum2"
+_COUNTS: Final = ".counts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What passed through the linear layers of a decoder.
+
+    Attributes:
+        importance: Mean squared input of each channel, float32 [in], by tensor name.
+        tokens: How many tokens the means are over.
+        dataset: What the tokens were, for people to read.
+    """
+
+    importance: Mapping[str, Float32Array]
+    tokens: int
+    dataset: str
+
+    def save(self, path: Path, decoder: Decoder) -> None:
+        """Write a file that llama.cpp reads as an importance matrix, too.
+
+        Args:
+            path: Ends in .gguf.
+            decoder: Whose statistics they are.
+
+        Raises:
+            ExportError: If the file cannot be written.
+        """
+        import gguf
+
+        names = gguf_names(decoder)
+        try:
+            writer = gguf.GGUFWriter(path, decoder.family)
+            writer.add_type(_TYPE)
+            writer.add_array("imatrix.datasets", [self.dataset])
+            writer.add_uint32("imatrix.chunk_count", 1)
+            writer.add_uint32("imatrix.chunk_size", self.tokens)
+            for name, means in self.importance.items():
+                squares = (means.astype(np.float64) * self.tokens).astype(np.float32)
+                writer.add_tensor(names[name] + _SQUARES, squares[None])
+                writer.add_tensor(names[name] + _COUNTS, np.full((1, 1), self.tokens, np.float32))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        except OSError as e:
+            raise ExportError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def collect(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Statistics:
+    """Run the float reference over rows, and keep what its linear layers were given.
+
+    Args:
+        checkpoint: The float weights; memory holds one block of them, and the rows' states.
+        rows: Token ids, of the shape that the decoder will meet.
+        dataset: What they are, for people to read.
+    """
+    tokens = sum(map(len, rows))
+    found: dict[str, Float32Array] = {}
+
+    def observe(name: str, inputs: Float32Array) -> None:
+        found[name] = np.einsum("ti,ti->i", inputs, inputs) / np.float32(tokens)
+
+    Reference(checkpoint, observe=observe).hidden_states(rows)
+    return Statistics(importance=found, tokens=tokens, dataset=dataset)
+
+
+def read_statistics(path: Path, decoder: Decoder) -> Statistics:
+    """Statistics that `Statistics.save` or llama.cpp's llama-imatrix wrote.
+
+    Args:
+        path: The file.
+        decoder: Whose statistics are wanted.
+
+    Raises:
+        CheckpointError: If the file is damaged, or lacks a linear layer of the decoder.
+        MissingExtraError: If the gguf package is not installed.
+    """
+    reader = open_gguf(path)
+    stored = {t.name: np.asarray(t.data, np.float32).reshape(-1) for t in reader.tensors}
+    names = gguf_names(decoder)
+    linear = [spec for spec in tensors(decoder) if spec.role == "linear"]
+    counts = [stored.get(names[spec.name] + _COUNTS, np.zeros(1, np.float32)) for spec in linear]
+    datasets = reader.get_field("imatrix.datasets")
+    return Statistics(
+        importance={
+            spec.name: _mean(stored, names[spec.name], spec, count, path)
+            for spec, count in zip(linear, counts, strict=True)
+        },
+        tokens=int(max(count.max(initial=0) for count in counts)),
+        dataset=", ".join(map(str, datasets.contents())) if datasets else path.name,
+    )
+
+
+def _mean(
+    stored: Mapping[str, Float32Array], name: str, spec: TensorSpec, count: Float32Array, path: Path
+) -> Float32Array:
+    squares = stored.get(name + _SQUARES)
+    if squares is None or squares.shape != spec.shape[1:]:
+        raise CheckpointError(
+            f"{path} has no statistics of {name} with {spec.shape[1]} channels: they are of "
+            "another model, or it is no importance matrix"
+        )
+    if count.size != 1 or not count[0] > 0 or not np.isfinite(squares).all() or squares.min() < 0:
+        raise CheckpointError(f"{path} is damaged: the statistics of {name} are no mean squares")
+    means: Float32Array = squares / count[0]
+    return means

@@ -1,0 +1,150 @@
+"""Statistics of linear layers: what is collected, what is stored, and what they are good for."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gguf
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from t1_edge.build import GGUF_MODEL
+from t1_edge.errors import CheckpointError, ExportError
+from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.decoder import tensors
+from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+from t1_edge_export.pipeline import Request, export
+from t1_edge_export.quantize.statistics import Statistics, collect, read_statistics
+from tiny import TINY_CONTRACT, Tiny
+
+ROWS = [(5, 9, 260, 31), (7,), (300, 2, 41, 8, 90, 11)]
+Float32Array = NDArray[np.float32]
+
+
+@pytest.fixture
+def checkpoint(tiny: Callable[..., Tiny]) -> Checkpoint:
+    return open_checkpoint(tiny("llama").folder)
+
+
+@pytest.fixture
+def statistics(checkpoint: Checkpoint) -> Statistics:
+    return collect(checkpoint, ROWS, "three rows")
+
+
+def _inputs(model: torch.nn.Module, rows: Sequence[Sequence[int]]) -> dict[str, Float32Array]:
+    """What transformers gives its linear layers, by tensor, [tokens, in]."""
+    found: dict[str, list[Float32Array]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.setdefault(f"{name}.weight", []).append(inputs[0][0].numpy())
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(keep(name))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.")
+    ]
+    with torch.no_grad():
+        for row in rows:
+            model(torch.tensor([row]))
+    for hook in hooks:
+        hook.remove()
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_they_are_the_mean_squares_of_transformers(family: str, tiny: Callable[..., Tiny]) -> None:
+    found = collect(open_checkpoint(tiny(family).folder), ROWS, "three rows")
+    expected = _inputs(tiny(family).model, ROWS)
+    assert found.tokens == 11
+    assert found.importance.keys() == expected.keys()
+    for name, inputs in expected.items():
+        np.testing.assert_allclose(found.importance[name], (inputs**2).mean(axis=0), rtol=1e-3)
+
+
+def test_the_file_gives_back_what_was_saved(
+    statistics: Statistics, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    statistics.save(tmp_path / "s.gguf", checkpoint.decoder)
+    again = read_statistics(tmp_path / "s.gguf", checkpoint.decoder)
+    assert (again.tokens, again.dataset) == (11, "three rows")
+    for name, means in statistics.importance.items():
+        np.testing.assert_allclose(again.importance[name], means, rtol=1e-6)
+    # As llama.cpp names and shapes them.
+    stored = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "s.gguf").tensors}
+    assert stored["blk.0.ffn_down.weight.counts"].tolist() == [[11.0]]
+    assert stored["blk.0.ffn_down.weight.in_sum2"].shape == (1, checkpoint.decoder.intermediate)
+
+
+def test_they_lower_the_error_of_what_layers_give(
+    statistics: Statistics, checkpoint: Checkpoint, tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    inputs = _inputs(tiny("llama").model, ROWS)
+    request = Request(
+        name="tiny",
+        destination=tmp_path / "plain",
+        contract=TINY_CONTRACT,
+        formats=("gguf",),
+        allow_drift=True,
+    )
+    weighted = dataclasses.replace(
+        request, destination=tmp_path / "weighted", statistics=statistics
+    )
+    plain, better = export(checkpoint, request), export(checkpoint, weighted)
+    assert plain.manifest.calibration == ""
+    assert better.manifest.calibration == "three rows"
+    assert "three rows" in (better.path / "README.md").read_text(encoding="utf-8")
+    assert plain.manifest.fingerprint != better.manifest.fingerprint
+    totals = {}
+    files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in (plain, better)]
+    for spec in tensors(checkpoint.decoder):
+        if spec.role != "linear":
+            continue
+        weights = checkpoint.rows(spec.name, 0, spec.shape[0])
+        errors = [
+            np.square(inputs[spec.name] @ (file.rows(spec.name, 0, spec.shape[0]) - weights).T)
+            for file in files
+        ]
+        totals[spec.name] = [float(error.sum()) for error in errors]
+    plainly, weighed = np.array(list(totals.values())).T
+    assert weighed.sum() < plainly.sum()
+    assert (weighed < plainly).mean() > 0.7
+
+
+def test_those_of_another_model_are_refused(
+    statistics: Statistics, checkpoint: Checkpoint, tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    statistics.save(tmp_path / "s.gguf", checkpoint.decoder)
+    wider = msgspec.structs.replace(checkpoint.decoder, intermediate=256)
+    with pytest.raises(CheckpointError, match=r"no statistics of blk\.0\.ffn_down.* 256 channels"):
+        read_statistics(tmp_path / "s.gguf", wider)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_sums_that_are_no_squares_are_refused(
+    value: float, statistics: Statistics, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    means = statistics.importance[name].copy()
+    means[3] = value
+    damaged = dataclasses.replace(statistics, importance={**statistics.importance, name: means})
+    damaged.save(tmp_path / "s.gguf", checkpoint.decoder)
+    with pytest.raises(CheckpointError, match=r"damaged.*blk\.1\.ffn_up"):
+        read_statistics(tmp_path / "s.gguf", checkpoint.decoder)
+
+
+def test_a_gguf_without_statistics_is_refused(checkpoint: Checkpoint, smollm2_gguf: Path) -> None:
+    with pytest.raises(CheckpointError, match="no importance matrix"):
+        read_statistics(smollm2_gguf, checkpoint.decoder)
+
+
+def test_where_nothing_can_be_written_it_says_so(
+    statistics: Statistics, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="cannot write"):
+        statistics.save(tmp_path / "missing" / "s.gguf", checkpoint.decoder)
