@@ -4,7 +4,7 @@ A batch depends on the seed and the step alone, so that a run that goes on later
 have seen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,10 +45,17 @@ class Stream:
         codec: The contract, bound to the base's tokenizer.
         query_tokens: A query is cut to so many tokens, template included.
         document_tokens: A document likewise, emb_token included.
+        judged: Draw only examples for which thoughts were looked for.
     """
 
     def __init__(
-        self, folder: Path, codec: Codec, *, query_tokens: int, document_tokens: int
+        self,
+        folder: Path,
+        codec: Codec,
+        *,
+        query_tokens: int,
+        document_tokens: int,
+        judged: bool = False,
     ) -> None:
         texts, self.examples = read_examples(folder)
         self._teacher_queries = np.load(folder / "queries.npy")
@@ -63,15 +70,16 @@ class Stream:
         self.documents: Rows = [
             (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb_id) for text in texts
         ]
-        self.thoughts = _thoughts(folder / "thoughts.jsonl", codec)
-        self._parts = {part: self._members(part) for part in ("train", "dev")}
+        found = _thoughts(folder / "thoughts.jsonl")
+        self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
+        unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
+        self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
 
-    def _members(self, part: str) -> Mapping[str, NDArray[np.int64]]:
-        names = sorted({e.set for e in self.examples})
+    def _members(self, part: str, without: Container[int]) -> Mapping[str, NDArray[np.int64]]:
+        own = [(at, e.set) for at, e in enumerate(self.examples) if e.part == part]
+        names = sorted({name for _, name in own})
         return {
-            name: np.array(
-                [at for at, e in enumerate(self.examples) if e.set == name and e.part == part]
-            )
+            name: np.array([at for at, set_ in own if set_ == name and at not in without])
             for name in names
         }
 
@@ -183,7 +191,7 @@ def cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:
     return row if len(row) <= most else (*row[: most - 2], *row[-2:])
 
 
-def _thoughts(path: Path, codec: Codec) -> Rows:
-    """What thoughts.py wrote, as tokens; nothing before it has run."""
+def _thoughts(path: Path) -> list[str | None]:
+    """What thoughts.py wrote; nothing before it has run."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [codec.thought_tokens(msgspec.json.decode(line, type=str)) for line in lines]
+    return [msgspec.json.decode(line, type=str | None) for line in lines]

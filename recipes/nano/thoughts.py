@@ -5,7 +5,7 @@
 Candidates are the words with the highest tf-idf of the documents that answer, and of the rationale
 where there is one, without the words of the question. A candidate is kept where it raises the best
 rank of an answer for at least two of three judges: BM25, all-MiniLM-L6-v2, and the direct model.
-Writes thoughts.jsonl, one string an example, "" where nothing helped.
+Writes thoughts.jsonl, one line an example: "" where nothing helped, null where it was not judged.
 """
 
 import re
@@ -231,7 +231,7 @@ def main(data: Path, student: Path, most: int) -> None:
     documents, examples = read_examples(data)
     reader = Reader(*load_student(student))
     teacher = np.load(data / "documents.npy")
-    thoughts = [""] * len(examples)
+    thoughts: list[str | None] = [None] * len(examples)
     for name, members in groups(examples):
         members = members[:most]
         kept = _judge(reader, documents, [examples[at] for at in members], teacher)

@@ -39,7 +39,11 @@ class Run:
             config.base, rank=config.rank, alpha=config.alpha, first_layer=config.first_layer
         )
         stream = Stream(
-            data, codec, query_tokens=config.query_tokens, document_tokens=config.document_tokens
+            data,
+            codec,
+            query_tokens=config.query_tokens,
+            document_tokens=config.document_tokens,
+            judged=config.stage == "joint",
         )
         self.learner = Learner(student, codec, stream, config)
         self.optimizer = torch.optim.AdamW(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -101,8 +102,6 @@ def test_a_frozen_student_comes_back_and_goes(student: Made) -> None:
 @pytest.fixture
 def stream(student: Made, tmp_path: Path) -> Stream:
     """Forty questions of two sets, each with one document, and a teacher that draws lots."""
-    import msgspec
-
     pairs = [
         Pair(set=name, query=f"{name} question {at}", documents=[f"{name} answer number {at}"])
         for name in ("a", "b")
@@ -149,6 +148,17 @@ def test_a_batch_is_its_steps(stream: Stream) -> None:
     assert not np.array_equal(first.examples, stream.batch(4, 32, 1, seed=0).examples)
     assert first.answers[np.arange(32), np.arange(32)].all()
     assert len(set(first.documents.tolist())) == len(first.documents)
+
+
+def test_a_joint_run_draws_what_was_judged(student: Made, stream: Stream, tmp_path: Path) -> None:
+    judged = [at for at in range(len(stream.examples)) if at % 4]
+    thoughts = [f"word {at}" if at in judged else None for at in range(len(stream.examples))]
+    lines = b"".join(msgspec.json.encode(t) + b"\n" for t in thoughts)
+    (tmp_path / "thoughts.jsonl").write_bytes(lines)
+    joint = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24, judged=True)
+    drawn = {at for step in range(8) for at in joint.batch(step, 32, 1, seed=0).examples.tolist()}
+    assert drawn <= set(judged)
+    assert len(drawn) > 32
 
 
 def test_train_and_dev_share_nothing() -> None:
