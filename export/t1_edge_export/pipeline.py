@@ -32,15 +32,15 @@ from t1_edge.build import (
 )
 from t1_edge.contract import Codec, Contract
 from t1_edge.engines.select import require
-from t1_edge.errors import CheckpointError, GateError, MissingExtraError
+from t1_edge.errors import CheckpointError, ExportError, GateError, MissingExtraError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding, Slab
 from t1_edge_export.decoder import Role, TensorSpec, tensors
 from t1_edge_export.gate import golden_rows, measure, misses
-from t1_edge_export.quantize.blocks import quantize_q4_0, quantize_q8_0
-from t1_edge_export.quantize.statistics import Statistics
+from t1_edge_export.quantize.blocks import quantize_q8_0
+from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
 from t1_edge_export.staging import staged
 from t1_edge_export.vocabulary import with_tokens
 
@@ -62,7 +62,7 @@ class Request:
         contract: How text becomes tokens and a vector.
         formats: Engines to write for.
         profile: How to quantize.
-        statistics: What weighs the error of a rounded weight; all count alike without them.
+        quantizer: How `portable` rounds the linear layers; a new one for each export.
         force: Replace a build that stands at the destination.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
     """
@@ -72,7 +72,7 @@ class Request:
     contract: Contract
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
-    statistics: Statistics | None = None
+    quantizer: Quantizer = SEARCH
     force: bool = False
     allow_drift: bool = False
 
@@ -97,10 +97,13 @@ def export(
 
     Raises:
         CheckpointError: If a tensor cannot be read, or quantized.
-        ExportError: If the destination exists, or cannot be written.
+        ExportError: If the destination exists or cannot be written, or the profile rounds nothing
+            and a calibrated quantizer is given.
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
+    if request.profile == "float" and request.quantizer.calibration:
+        raise ExportError("the profile float rounds nothing: leave the calibration out")
     for format in request.formats:
         require(format)
         _require_writer(format)
@@ -146,7 +149,7 @@ def _write_weights(
         ]
         for container in containers:
             stack.callback(container.abort)
-        for slab in _slabs(checkpoint, encodings, request.statistics):
+        for slab in _slabs(checkpoint, encodings, request.quantizer):
             _digest(digest, slab)
             for container in containers:
                 container.write(slab)
@@ -192,15 +195,14 @@ def _container(
 
 
 def _slabs(
-    checkpoint: Checkpoint, encodings: Mapping[str, Encoding], statistics: Statistics | None
+    checkpoint: Checkpoint, encodings: Mapping[str, Encoding], quantizer: Quantizer
 ) -> Iterator[Slab]:
-    importance = {} if statistics is None else statistics.importance
     for spec in tensors(checkpoint.decoder):
         rows = spec.shape[0]
         step = SLAB_ROWS if spec.role in ("embedding", "head") else rows
         for start in range(0, rows, step):
             weights = checkpoint.rows(spec.name, start, min(start + step, rows))
-            yield _encode(weights, spec, encodings[spec.name], start, importance.get(spec.name))
+            yield _encode(weights, spec, encodings[spec.name], start, quantizer)
 
 
 def _encode(
@@ -208,12 +210,12 @@ def _encode(
     spec: TensorSpec,
     encoding: Encoding,
     start: int,
-    importance: Float32Array | None,
+    quantizer: Quantizer,
 ) -> Slab:
     if encoding == "f32":
         return Slab(spec=spec, encoding=encoding, start=start, codes=weights)
     if encoding == "q4_0":
-        codes, scales = quantize_q4_0(weights, importance)
+        codes, scales = quantizer.q4_0(spec, weights)
     else:
         codes, scales = quantize_q8_0(weights)
     if not np.isfinite(scales).all():
@@ -251,7 +253,7 @@ def _manifest(
         contract=request.contract,
         formats=tuple(request.formats),
         encodings=dict(Counter(encodings.values())),
-        calibration=request.statistics.dataset if request.statistics else "",
+        calibration=request.quantizer.calibration,
         files=entries,
         fingerprint=fingerprint(weights, tokenizer, request.contract, decoder),
         verification=verification,

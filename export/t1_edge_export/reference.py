@@ -7,7 +7,8 @@ Sources: RMS norm arXiv 1910.07467, rotary positions 2104.09864 (halves rotated,
 Qwen3), grouped queries 2305.13245, SwiGLU 2002.05202, normed queries and keys 2505.09388 (Qwen3).
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -48,6 +49,18 @@ class Reference:
             float32 [rows, hidden].
         """
         return self._forward(rows, _empty_cache(self._decoder, len(rows)))
+
+    def blocks(self, rows: Sequence[Sequence[int]]) -> Iterator[int]:
+        """Run rows a block at a time, for who observes.
+
+        Args:
+            rows: See `hidden_states`.
+
+        Yields:
+            Each block's number, once its linear layers were observed.
+        """
+        residuals = self._residuals(rows, _empty_cache(self._decoder, len(rows)))
+        yield from (layer for layer, _ in enumerate(residuals))
 
     def greedy(
         self, rows: Sequence[Sequence[int]], *, budget: int, stop: frozenset[int]
@@ -90,6 +103,15 @@ class Reference:
 
     def _forward(self, chunks: Sequence[Sequence[int]], cache: Sequence["_Cache"]) -> Float32Array:
         """Run a chunk of tokens behind what each row has in its cache, which grows by them."""
+        [states] = deque(self._residuals(chunks, cache), maxlen=1)
+        last = states[np.cumsum([len(chunk) for chunk in chunks]) - 1]
+        norm = self._checkpoint.rows(FINAL_NORM, 0, self._decoder.hidden)
+        return _rms_norm(last, norm, self._decoder.norm_epsilon)
+
+    def _residuals(
+        self, chunks: Sequence[Sequence[int]], cache: Sequence["_Cache"]
+    ) -> Iterator[Float32Array]:
+        """The residual stream after each block, float32 [tokens, hidden]."""
         lengths = [len(chunk) for chunk in chunks]
         starts = np.cumsum([0, *lengths])
         pasts = [row.length for row in cache]
@@ -105,9 +127,7 @@ class Reference:
                 for row, (a, b) in zip(cache, pairwise(starts.tolist()), strict=True)
             ]
             states = block.finish(states, np.concatenate(mixed))
-        last = states[starts[1:] - 1]
-        norm = self._checkpoint.rows(FINAL_NORM, 0, self._decoder.hidden)
-        return _rms_norm(last, norm, self._decoder.norm_epsilon)
+            yield states
 
     def _embed(self, tokens: Sequence[int]) -> Float32Array:
         """Rows of the embedding, float32 [tokens, hidden]; each distinct one is read once."""

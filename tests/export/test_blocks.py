@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from t1_edge_export.containers import Slab
 from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0
+from t1_edge_export.quantize.gptq import gptq_q4_0
 
 Float32Array = NDArray[np.float32]
 
@@ -108,3 +109,57 @@ def test_zeros_stay_zeros() -> None:
     zeros = np.zeros((1, 32), np.float32)
     np.testing.assert_array_equal(_q4_0(zeros), zeros)
     np.testing.assert_array_equal(_q8_0(zeros), zeros)
+
+
+def _gram(width: int, tokens: int = 400) -> Float32Array:
+    """Of inputs whose channels go together, as those of a decoder do."""
+    random = np.random.default_rng(1)
+    hidden = random.standard_normal((tokens, width // 4)) @ random.standard_normal(
+        (width // 4, width)
+    )
+    inputs = hidden + 0.3 * random.standard_normal((tokens, width))
+    return np.asarray(inputs.T @ inputs, np.float32)
+
+
+def _gptq(weights: Float32Array, gram: Float32Array) -> Float32Array:
+    codes, scales = gptq_q4_0(weights, gram)
+    spec = TensorSpec(name="w", shape=weights.shape, role="linear")
+    return dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
+
+
+def _output_error(found: Float32Array, weights: Float32Array, gram: Float32Array) -> float:
+    return float(np.einsum("oi,ij,oj->", found - weights, gram, found - weights, optimize=True))
+
+
+def test_gptq_makes_up_for_its_errors(weights: Float32Array) -> None:
+    gram = _gram(weights.shape[1])
+    searched = _q4_0(weights, np.diagonal(gram).copy())
+    found = _gptq(weights, gram)
+    assert _output_error(found, weights, gram) < 0.9 * _output_error(searched, weights, gram)
+
+
+def test_gptq_over_inputs_that_go_alone_is_the_search(weights: Float32Array) -> None:
+    importance = np.linspace(0.1, 3, weights.shape[1]).astype(np.float32)
+    gram = np.diag(importance)
+    errors = [
+        _output_error(found, weights, gram)
+        for found in (_gptq(weights, gram), _q4_0(weights, importance))
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)  # the damping
+
+
+@pytest.mark.parametrize("silent", [slice(3, 40), slice(None)])
+def test_gptq_lives_with_channels_that_are_always_zero(
+    weights: Float32Array, silent: slice
+) -> None:
+    gram = _gram(weights.shape[1])
+    gram[silent] = gram[:, silent] = 0
+    found = _gptq(weights, gram)
+    assert np.isfinite(found).all()
+    assert np.abs(found - weights).max() < np.abs(weights).max()
+
+
+def test_gptq_does_not_touch_what_it_was_given(weights: Float32Array) -> None:
+    before = weights.copy()
+    _gptq(weights, _gram(weights.shape[1]))
+    np.testing.assert_array_equal(weights, before)

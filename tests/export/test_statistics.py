@@ -17,6 +17,7 @@ from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.pipeline import Request, export
+from t1_edge_export.quantize.quantizer import block_grams, compensated, weighted
 from t1_edge_export.quantize.statistics import Statistics, collect, read_statistics
 from tiny import TINY_CONTRACT, Tiny
 
@@ -92,28 +93,40 @@ def test_they_lower_the_error_of_what_layers_give(
         formats=("gguf",),
         allow_drift=True,
     )
-    weighted = dataclasses.replace(
-        request, destination=tmp_path / "weighted", statistics=statistics
+    asked = dataclasses.replace(
+        request, destination=tmp_path / "weighted", quantizer=weighted(statistics)
     )
-    plain, better = export(checkpoint, request), export(checkpoint, weighted)
-    assert plain.manifest.calibration == ""
-    assert better.manifest.calibration == "three rows"
-    assert "three rows" in (better.path / "README.md").read_text(encoding="utf-8")
-    assert plain.manifest.fingerprint != better.manifest.fingerprint
-    totals = {}
-    files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in (plain, better)]
+    twice = dataclasses.replace(
+        request,
+        destination=tmp_path / "gptq",
+        quantizer=compensated(checkpoint, ROWS, "three rows"),
+    )
+    builds = [export(checkpoint, wanted) for wanted in (request, asked, twice)]
+    found = [build.manifest.calibration for build in builds]
+    assert found == ["", "importance: three rows", "GPTQ: three rows"]
+    assert "GPTQ: three rows" in (builds[2].path / "README.md").read_text(encoding="utf-8")
+    assert len({build.manifest.fingerprint for build in builds}) == 3
+    files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in builds]
+    errors = []
     for spec in tensors(checkpoint.decoder):
-        if spec.role != "linear":
-            continue
-        weights = checkpoint.rows(spec.name, 0, spec.shape[0])
-        errors = [
-            np.square(inputs[spec.name] @ (file.rows(spec.name, 0, spec.shape[0]) - weights).T)
-            for file in files
-        ]
-        totals[spec.name] = [float(error.sum()) for error in errors]
-    plainly, weighed = np.array(list(totals.values())).T
-    assert weighed.sum() < plainly.sum()
-    assert (weighed < plainly).mean() > 0.7
+        if spec.role == "linear":
+            weights = checkpoint.rows(spec.name, 0, spec.shape[0])
+            moved = [file.rows(spec.name, 0, spec.shape[0]) - weights for file in files]
+            errors.append([float(np.square(inputs[spec.name] @ m.T).sum()) for m in moved])
+    plain, weighed, made_up = np.array(errors).T
+    assert (weighed < plain).mean() > 0.7
+    assert weighed.sum() < plain.sum()
+    assert (made_up < 0.5 * weighed).all()  # eleven tokens leave it much freedom
+
+
+def test_grams_are_those_of_transformers(checkpoint: Checkpoint, tiny: Callable[..., Tiny]) -> None:
+    expected = _inputs(tiny("llama").model, ROWS)
+    blocks = list(block_grams(checkpoint, ROWS))
+    assert len(blocks) == checkpoint.decoder.layers
+    found = {name: gram for block in blocks for name, gram in block.items()}
+    assert found.keys() == expected.keys()
+    for name, inputs in expected.items():
+        np.testing.assert_allclose(found[name], inputs.T @ inputs, atol=2e-3)
 
 
 def test_those_of_another_model_are_refused(

@@ -47,7 +47,14 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     "--calibration",
     default="none",
     show_default=True,
-    help="File of an importance matrix that weighs the rounding, or none.",
+    help="Importance matrix (.gguf) or texts (.jsonl) that the rounding is fitted to, or none.",
+)
+@click.option(
+    "--quantizer",
+    type=click.Choice(["search", "gptq"]),
+    default="search",
+    show_default=True,
+    help="Best scale of each block, or GPTQ over calibration texts.",
 )
 @click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
@@ -61,6 +68,7 @@ def export(
     profile: Any,
     adapter: Path | None,
     calibration: str,
+    quantizer: str,
     contract: str,
     force: bool,
     allow_drift: bool,
@@ -76,7 +84,7 @@ def export(
     from t1_edge_export.pipeline import Request, weight_count
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.presets import find_contract
-    from t1_edge_export.quantize.statistics import read_statistics
+    from t1_edge_export.quantize.calibration import find_quantizer
     from t1_edge_export.vocabulary import with_tokens
 
     path = find_checkpoint(checkpoint)
@@ -86,14 +94,13 @@ def export(
     opened = with_tokens(open_checkpoint(path), found.added_tokens)
     if adapter:
         opened = with_adapter(opened, adapter)
-    given = calibration != "none"
     request = Request(
         name=name,
         destination=output or build_dir(name),
         contract=found,
         formats=formats,
         profile=profile,
-        statistics=read_statistics(Path(calibration), opened.decoder) if given else None,
+        quantizer=find_quantizer(quantizer, calibration, opened, found),
         force=force,
         allow_drift=allow_drift,
     )

@@ -1,0 +1,72 @@
+"""GPTQ onto Q4_0 blocks: a column's rounding error is made up for by the columns behind it.
+
+Source: arXiv 2210.17323, with the Cholesky factor of the damped inverse Gram matrix. The grid is
+that of `blocks`: symmetric, 32 weights a scale, so the result runs identically in both containers.
+A block's scale is searched when its columns are reached, over the weights as they stand by then,
+each weighted with what an error in it costs once the columns behind it have made up for it.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge_export.containers import BLOCK
+from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0
+
+Float32Array = NDArray[np.float32]
+
+_STRETCH: Final = 4 * BLOCK
+"""Columns whose errors are gathered before those behind them are touched: one large product."""
+
+
+def gptq_q4_0(weights: Float32Array, gram: Float32Array, *, damping: float = 0.01) -> Blocks:
+    """Quantize rows to Q4_0 so that what the layer gives changes least.
+
+    Args:
+        weights: float32 [rows, in]; `in` a multiple of 32.
+        gram: float32 [in, in], the sum of outer products of the layer's inputs, or a multiple.
+        damping: Share of the mean diagonal that is added to it, so that it can be inverted.
+
+    Returns:
+        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / 32], infinite where weights
+        are too large for a float16 scale.
+    """
+    factor = _inverse_factor(gram, damping)
+    cost: Float32Array = np.diagonal(factor) ** np.float32(-2)
+    rest = weights.copy()
+    codes = np.empty(weights.shape, np.uint8)
+    scales = np.empty((len(weights), weights.shape[1] // BLOCK), np.float16)
+    width = weights.shape[1]
+    for start in range(0, width, _STRETCH):
+        stop = min(start + _STRETCH, width)
+        errors = np.empty((len(weights), stop - start), np.float32)
+        for at in range(start, stop, BLOCK):
+            block = slice(at, at + BLOCK)
+            _, found = quantize_q4_0(np.ascontiguousarray(rest[:, block]), cost[block])
+            scales[:, at // BLOCK] = found[:, 0]
+            scale = found[:, 0].astype(np.float32)
+            for column in range(at, at + BLOCK):
+                code = _round(rest[:, column], scale)
+                codes[:, column] = code + 8
+                error = (rest[:, column] - scale * code) / factor[column, column]
+                rest[:, column:stop] -= error[:, None] * factor[column, column:stop]
+                errors[:, column - start] = error
+        rest[:, stop:] -= errors @ factor[start:stop, stop:]
+    return codes, scales
+
+
+def _inverse_factor(gram: Float32Array, damping: float) -> Float32Array:
+    """Upper triangular U with U^T U the inverse of the damped matrix, float32 [in, in]."""
+    damped = gram.astype(np.float64)
+    mean = float(np.diagonal(gram).mean())
+    damped[np.diag_indices_from(damped)] += damping * mean if mean else 1.0
+    inverse = np.linalg.inv(damped)
+    return np.ascontiguousarray(np.linalg.cholesky(inverse).T, np.float32)
+
+
+def _round(values: Float32Array, scale: Float32Array) -> Float32Array:
+    """Codes -8..7 of values on the grid of their row's scale."""
+    codes = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
+    np.rint(codes, out=codes)
+    return np.clip(codes, -8, 7, out=codes)

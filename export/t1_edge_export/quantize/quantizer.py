@@ -1,0 +1,90 @@
+"""Ways to quantize a body's linear layers to Q4_0, each with what it was calibrated on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import TensorSpec
+from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0
+from t1_edge_export.quantize.gptq import gptq_q4_0
+from t1_edge_export.quantize.statistics import Statistics
+from t1_edge_export.reference import Reference
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """A way to quantize.
+
+    Attributes:
+        q4_0: Takes a linear layer's tensor, whole, and its weights; gives codes and scales as
+            `quantize_q4_0` does. Layers come in the order of `decoder.tensors`.
+        calibration: What it was calibrated with, for the manifest; empty if with nothing.
+    """
+
+    q4_0: Callable[[TensorSpec, Float32Array], Blocks]
+    calibration: str = ""
+
+
+SEARCH: Final = Quantizer(q4_0=lambda spec, weights: quantize_q4_0(weights))
+"""The scale search, every weight's error counting alike."""
+
+
+def weighted(statistics: Statistics) -> Quantizer:
+    """The scale search, errors weighted by the mean squared input of their channel."""
+
+    def q4_0(spec: TensorSpec, weights: Float32Array) -> Blocks:
+        return quantize_q4_0(weights, statistics.importance[spec.name])
+
+    return Quantizer(q4_0=q4_0, calibration=f"importance: {statistics.dataset}")
+
+
+def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Quantizer:
+    """GPTQ, each layer given what the float model gives it.
+
+    Args:
+        checkpoint: The float weights that are quantized. They are read a second time, a block
+            before it is quantized; memory holds that block and the rows' states.
+        rows: Token ids, of the shape that the decoder will meet.
+        dataset: What they are, for people to read.
+    """
+    blocks = block_grams(checkpoint, rows)
+    current: dict[str, Float32Array] = {}
+
+    def q4_0(spec: TensorSpec, weights: Float32Array) -> Blocks:
+        while spec.name not in current:
+            current.clear()
+            current.update(next(blocks))
+        return gptq_q4_0(weights, current[spec.name])
+
+    return Quantizer(q4_0=q4_0, calibration=f"GPTQ: {dataset}")
+
+
+def block_grams(
+    checkpoint: Checkpoint, rows: Sequence[Sequence[int]]
+) -> Iterator[Mapping[str, Float32Array]]:
+    """Gram matrices of what linear layers are given, block by block.
+
+    Args:
+        checkpoint: The float weights.
+        rows: Token ids.
+
+    Yields:
+        float32 [in, in] by tensor name, for each block.
+    """
+    found: dict[str, Float32Array] = {}
+    seen: list[tuple[Float32Array, Float32Array]] = []  # q, k and v are given the same
+
+    def observe(name: str, inputs: Float32Array) -> None:
+        if not seen or seen[-1][0] is not inputs:
+            seen[:] = [(inputs, inputs.T @ inputs)]
+        found[name] = seen[-1][1]
+
+    for _ in Reference(checkpoint, observe=observe).blocks(rows):
+        yield dict(found)
+        found.clear()

@@ -1,0 +1,112 @@
+"""What `t1-edge export --calibration` reads, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from t1_edge.build import Build
+from t1_edge.cli import main
+from t1_edge.contract import Codec
+from t1_edge.errors import CheckpointError, ExportError
+from t1_edge.tokenization import TextTokenizer
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.quantize.calibration import find_quantizer, read_rows
+from t1_edge_export.vocabulary import with_tokens
+from tiny import TINY_CONTRACT, Tiny
+
+TEXTS = b"""{"query": "why do leaves turn red", "thought": "autumn"}
+{"document": "Chlorophyll breaks down."}
+{"query": "no thought"}
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(TEXTS)
+    return path
+
+
+@pytest.fixture
+def codec(tiny: Callable[..., Tiny]) -> Codec:
+    checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT.added_tokens)
+    return Codec(TINY_CONTRACT, TextTokenizer(checkpoint.tokenizer))
+
+
+def test_rows_are_what_an_encoder_makes(texts: Path, codec: Codec) -> None:
+    thought = codec.thought_tokens("autumn")
+    end = (codec.close_id, codec.emb_id)
+    assert read_rows(texts, codec) == [
+        (*codec.query("why do leaves turn red").tokens, *thought, *end),
+        (*codec.document("Chlorophyll breaks down.").tokens, codec.emb_id),
+        (*codec.query("no thought").tokens, *end),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no lines"),
+        (b'{"text": "a"}\n', "texts.jsonl:1 is neither"),
+        (TEXTS + b'{"document": "a", "thought": "b"}\n', "texts.jsonl:4 is neither"),
+        (b'{"document": 3}\n', "texts.jsonl:1 is neither"),
+        (b'{"document": "cut\n', "texts.jsonl:1 is neither"),
+        (b"\xff\xfe\n", "texts.jsonl:1 is neither"),
+    ],
+)
+def test_other_lines_are_refused(content: bytes, message: str, texts: Path, codec: Codec) -> None:
+    texts.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_rows(texts, codec)
+
+
+def test_a_missing_file_is_named(tmp_path: Path, codec: Codec) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot read .*nowhere\.jsonl"):
+        read_rows(tmp_path / "nowhere.jsonl", codec)
+
+
+@pytest.mark.parametrize("calibration", ["none", "matrix.gguf"])
+def test_gptq_wants_texts(calibration: str, tiny: Callable[..., Tiny]) -> None:
+    checkpoint = open_checkpoint(tiny("llama").folder)
+    with pytest.raises(ExportError, match=r"\.jsonl"):
+        find_quantizer("gptq", calibration, checkpoint, TINY_CONTRACT)
+
+
+@pytest.fixture
+def export(tiny: Callable[..., Tiny], texts: Path, tmp_path: Path) -> Callable[..., Build]:
+    contract = tmp_path / "contract.json"
+    contract.write_bytes(msgspec.json.encode(TINY_CONTRACT))
+
+    def run(name: str, *options: str) -> Build:
+        arguments = ["export", str(tiny("llama").folder), "--contract", str(contract)]
+        arguments += ["--output", str(tmp_path / name), "--format", "onnx", "--allow-drift"]
+        found = CliRunner().invoke(main, [*arguments, "--calibration", str(texts), *options])
+        assert found.exit_code == 0, found.output
+        return Build(tmp_path / name)
+
+    return run
+
+
+def test_texts_weigh_or_compensate(export: Callable[..., Build]) -> None:
+    weighed, compensated = export("a"), export("b", "--quantizer", "gptq")
+    assert weighed.manifest.calibration == "importance: 3 rows of texts.jsonl"
+    assert compensated.manifest.calibration == "GPTQ: 3 rows of texts.jsonl"
+    cosines = [
+        build.manifest.verification.engines["onnx"].cosine_mean for build in (weighed, compensated)
+    ]
+    assert 0.5 < cosines[0] < 1
+    assert 0.5 < cosines[1] < 1
+
+
+def test_a_float_build_is_not_calibrated(
+    tiny: Callable[..., Tiny], texts: Path, tmp_path: Path
+) -> None:
+    arguments = ["export", str(tiny("llama").folder), "--output", str(tmp_path / "out")]
+    found = CliRunner().invoke(
+        main, [*arguments, "--profile", "float", "--calibration", str(texts), "--contract", "nano"]
+    )
+    assert (found.exit_code, "rounds nothing" in found.output) == (1, True)
+    assert not (tmp_path / "out").exists()
