@@ -19,6 +19,8 @@ from t1_edge.contract import Codec
 GROUP: Final = 16
 """Examples of one set that stand together in a batch: each other's negatives are of their kind."""
 
+THOUGHTS: Final = "thoughts.jsonl"
+
 Rows = Sequence[tuple[int, ...]]
 
 
@@ -70,7 +72,7 @@ class Stream:
         self.documents: Rows = [
             (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb_id) for text in texts
         ]
-        found = _thoughts(folder / "thoughts.jsonl")
+        found = read_thoughts(folder)
         self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
@@ -191,7 +193,8 @@ def cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:
     return row if len(row) <= most else (*row[: most - 2], *row[-2:])
 
 
-def _thoughts(path: Path) -> list[str | None]:
-    """What thoughts.py wrote; nothing before it has run."""
+def read_thoughts(folder: Path) -> list[str | None]:
+    """What thoughts.py wrote, None where it has not judged; nothing before it has run."""
+    path = folder / THOUGHTS
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [msgspec.json.decode(line, type=str | None) for line in lines]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from recipes.nano.data import Example, groups, read_examples
 from recipes.nano.model import Student, load_student
-from recipes.nano.stream import cut
+from recipes.nano.stream import THOUGHTS, cut, read_thoughts
 from recipes.nano.teacher import embed
 from t1_edge.contract import Codec
 
@@ -99,12 +99,18 @@ class BM25Judge:
     """
 
     def __init__(self, documents: Sequence[str]) -> None:
+        self._count = len(documents)
         self._index = bm25s.BM25()
         self._index.index(self._cut(documents), show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """See `Judge`."""
-        return np.stack([self._index.get_scores(words) for words in self._cut(queries)])
+        """See `Judge`; a question of stop words alone scores 0."""
+        return np.stack([self._score(words) for words in self._cut(queries)])
+
+    def _score(self, words: list[str]) -> NDArray[np.float32]:
+        if not words:
+            return np.zeros(self._count, np.float32)
+        return np.asarray(self._index.get_scores(words), np.float32)
 
     @staticmethod
     def _cut(texts: Sequence[str]) -> list[list[str]]:
@@ -227,19 +233,26 @@ def choose(
 @click.option("--student", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--most", default=1500, show_default=True, help="Examples of a set that are judged.")
 def main(data: Path, student: Path, most: int) -> None:
-    """Write the thoughts of the stream beside it."""
+    """Write the thoughts of the stream beside it; called again, go on with what is not judged."""
     documents, examples = read_examples(data)
     reader = Reader(*load_student(student))
     teacher = np.load(data / "documents.npy")
-    thoughts: list[str | None] = [None] * len(examples)
+    thoughts = read_thoughts(data) or [None] * len(examples)
     for name, members in groups(examples):
-        members = members[:most]
-        kept = _judge(reader, documents, [examples[at] for at in members], teacher)
-        for at, text in zip(members, kept, strict=True):
-            thoughts[at] = text
-        click.echo(f"{name}: {sum(map(bool, kept))} of {len(members)} have a thought that helps")
-    lines = b"".join(msgspec.json.encode(text) + b"\n" for text in thoughts)
-    (data / "thoughts.jsonl").write_bytes(lines)
+        due = [at for at in members[:most] if thoughts[at] is None]
+        if due:
+            kept = _judge(reader, documents, [examples[at] for at in due], teacher)
+            for at, text in zip(due, kept, strict=True):
+                thoughts[at] = text
+            _write(data, thoughts)
+            click.echo(f"{name}: {sum(map(bool, kept))} of {len(due)} have a thought that helps")
+
+
+def _write(data: Path, thoughts: Sequence[str | None]) -> None:
+    """Replace thoughts.jsonl; a killed run leaves the one before."""
+    new = data / f"{THOUGHTS}.new"
+    new.write_bytes(b"".join(msgspec.json.encode(text) + b"\n" for text in thoughts))
+    new.replace(data / THOUGHTS)
 
 
 def _judge(

@@ -195,6 +195,12 @@ def test_a_thought_is_kept_where_two_judges_gain() -> None:
     assert choose(examples, options, answers, [judge, Contrary(), Contrary()]) == [""]
 
 
+def test_a_question_of_stop_words_alone_finds_nothing() -> None:
+    scores = BM25Judge(["leaves turn red", "iron rusts"]).scores(["what is it", "red leaves"])
+    assert scores[0].tolist() == [0, 0]
+    assert scores[1].argmax() == 0
+
+
 def test_ranks_count_what_stands_before_the_best_answer() -> None:
     scores = torch.tensor([[0.9, 0.5, 0.7, 0.1]])
     for answers, rank in (
