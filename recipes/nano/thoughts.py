@@ -11,7 +11,7 @@ Writes thoughts.jsonl, one line an example: "" where nothing helped, null where 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -145,10 +145,13 @@ class Reader:
     Attributes:
         student: The model.
         codec: Its contract.
+        texts: The documents of the stream.
     """
 
     student: Student
     codec: Codec
+    texts: Sequence[str]
+    _read: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     def length(self, thought: str) -> int:
         """Of a thought, in tokens."""
@@ -162,10 +165,14 @@ class Reader:
         return self._vectors(rows)
 
     @torch.no_grad()
-    def documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32 [n, d]."""
-        rows = [(*cut(self.codec.document(t).tokens, 95), self.codec.emb_id) for t in texts]
-        return self._vectors(rows)
+    def documents(self, chosen: Sequence[int]) -> NDArray[np.float32]:
+        """Unit vectors of documents of the stream, float32 [n, d]; each is read once."""
+        new = [at for at in chosen if at not in self._read]
+        if new:
+            tokens = [self.codec.document(self.texts[at]).tokens for at in new]
+            found = self._vectors([(*cut(row, 95), self.codec.emb_id) for row in tokens])
+            self._read.update(zip(new, found, strict=True))
+        return np.stack([self._read[at] for at in chosen])
 
     def _vectors(self, rows: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.student.vectors(rows).cpu().numpy()
@@ -232,16 +239,18 @@ def choose(
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--student", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--most", default=1500, show_default=True, help="Examples of a set that are judged.")
-def main(data: Path, student: Path, most: int) -> None:
+@click.option("--distractors", default=8000, show_default=True, help="Documents to rank among.")
+def main(data: Path, student: Path, most: int, distractors: int) -> None:
     """Write the thoughts of the stream beside it; called again, go on with what is not judged."""
     documents, examples = read_examples(data)
-    reader = Reader(*load_student(student))
+    reader = Reader(*load_student(student), documents)
     teacher = np.load(data / "documents.npy")
+    others = np.random.default_rng(0).choice(len(documents), distractors, replace=False)
     thoughts = read_thoughts(data) or [None] * len(examples)
     for name, members in groups(examples):
         due = [at for at in members[:most] if thoughts[at] is None]
         if due:
-            kept = _judge(reader, documents, [examples[at] for at in due], teacher)
+            kept = _judge(reader, [examples[at] for at in due], others, teacher)
             for at, text in zip(due, kept, strict=True):
                 thoughts[at] = text
             _write(data, thoughts)
@@ -257,22 +266,22 @@ def _write(data: Path, thoughts: Sequence[str | None]) -> None:
 
 def _judge(
     reader: Reader,
-    documents: Sequence[str],
     examples: Sequence[Example],
+    others: NDArray[np.int64],
     teacher: NDArray[np.float16],
 ) -> list[str]:
-    pool = np.unique(np.concatenate([e.positives for e in examples]))
-    texts = [documents[at] for at in pool]
+    pool = np.unique(np.concatenate([*(e.positives for e in examples), others]))
+    texts = [reader.texts[at] for at in pool]
     answers = [np.searchsorted(pool, e.positives) for e in examples]
     keywords = Keywords(texts)
     options = [
-        [text for text in candidates(e, documents, keywords) if reader.length(text) <= TOKENS]
+        [text for text in candidates(e, reader.texts, keywords) if reader.length(text) <= TOKENS]
         for e in examples
     ]
     judges: list[Judge] = [
         BM25Judge(texts),
         VectorJudge(documents=teacher[pool].astype(np.float32), embed=embed),
-        VectorJudge(documents=reader.documents(texts), embed=reader.queries),
+        VectorJudge(documents=reader.documents(pool.tolist()), embed=reader.queries),
     ]
     return choose(examples, options, answers, judges)
 

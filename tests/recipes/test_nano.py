@@ -14,7 +14,7 @@ from recipes.nano.evaluate import Measured, compare
 from recipes.nano.model import Frozen, Student, load_student, new_student
 from recipes.nano.stages import STAGES, Learner, log_ranks
 from recipes.nano.stream import Stream, cut
-from recipes.nano.thoughts import BM25Judge, Keywords, choose
+from recipes.nano.thoughts import BM25Judge, Keywords, Reader, choose
 from t1_edge.contract import Codec
 from t1_edge_export.adapter import with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
@@ -193,6 +193,16 @@ def test_a_thought_is_kept_where_two_judges_gain() -> None:
             return np.array([[1, 0, 0, 0]] * len(queries), np.float32)
 
     assert choose(examples, options, answers, [judge, Contrary(), Contrary()]) == [""]
+
+
+def test_a_reader_reads_documents_once(student: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(*student, ["iron rusts", "red leaves", "a longer one about salt"])
+    first = reader.documents([2, 0])
+    both = reader.documents([0, 1, 2])
+    np.testing.assert_array_equal(both[[2, 0]], first)
+    assert abs(both[0] - both[1]).max() > 0.01
+    monkeypatch.setattr(Student, "vectors", None)
+    np.testing.assert_array_equal(reader.documents([2, 1, 0]), both[::-1])
 
 
 def test_a_question_of_stop_words_alone_finds_nothing() -> None:
