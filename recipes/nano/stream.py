@@ -47,7 +47,8 @@ class Stream:
         codec: The contract, bound to the base's tokenizer.
         query_tokens: A query is cut to so many tokens, template included.
         document_tokens: A document likewise, emb_token included.
-        judged: Draw only examples for which thoughts were looked for.
+        judged: Draw only examples for which thoughts were looked for, and sets by how many were
+            found instead of by how many examples they have.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Stream:
         self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
+        self._shares = self._set_shares(judged)
 
     def _members(self, part: str, without: Container[int]) -> Mapping[str, NDArray[np.int64]]:
         own = [(at, e.set) for at, e in enumerate(self.examples) if e.part == part]
@@ -84,6 +86,16 @@ class Stream:
             name: np.array([at for at, set_ in own if set_ == name and at not in without])
             for name in names
         }
+
+    def _set_shares(self, judged: bool) -> NDArray[np.float64]:
+        """How likely a group of a batch is of each set of train: by the root of a count."""
+        by_thoughts = judged and len(self.thoughts) > 0
+        sizes = [
+            sum(bool(self.thoughts[at]) for at in members) if by_thoughts else len(members)
+            for members in self._parts["train"].values()
+        ]
+        roots = np.sqrt(np.maximum(sizes, 1))
+        return np.asarray(roots / roots.sum())
 
     def positives(self, at: int) -> NDArray[np.int64]:
         """Documents to train an example on, int64."""
@@ -101,10 +113,7 @@ class Stream:
         """
         rng = np.random.default_rng([seed, step])
         sets = self._parts["train"]
-        weights = np.array([len(members) for members in sets.values()]) ** 0.5
-        chosen = rng.choice(
-            list(sets), size=size // GROUP, replace=False, p=weights / weights.sum()
-        )
+        chosen = rng.choice(list(sets), size=size // GROUP, replace=False, p=self._shares)
         examples = np.concatenate([rng.choice(sets[name], GROUP, replace=False) for name in chosen])
         positives = [rng.choice(self.positives(at)) for at in examples]
         hard = [self._draw_negatives(at, negatives, rng) for at in examples]

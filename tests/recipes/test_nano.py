@@ -161,6 +161,18 @@ def test_a_joint_run_draws_what_was_judged(student: Made, stream: Stream, tmp_pa
     assert len(drawn) > 32
 
 
+def test_sets_with_more_thoughts_are_drawn_more(
+    student: Made, stream: Stream, tmp_path: Path
+) -> None:
+    thoughts = ["word" if e.set == "a" else "" for e in stream.examples]
+    lines = b"".join(msgspec.json.encode(t) + b"\n" for t in thoughts)
+    (tmp_path / "thoughts.jsonl").write_bytes(lines)
+    joint = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24, judged=True)
+    drawn = [at for step in range(40) for at in joint.batch(step, 16, 1, seed=0).examples.tolist()]
+    sets = [stream.examples[at].set for at in drawn]
+    assert sets.count("a") > 2 * sets.count("b")
+
+
 def test_train_and_dev_share_nothing() -> None:
     shared = [f"fact {at % 50}" for at in range(400)]
     found = [
