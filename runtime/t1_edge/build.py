@@ -14,7 +14,7 @@ import msgspec
 from t1_edge.contract import Contract
 from t1_edge.errors import BuildError, ContractError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MAX_CONTEXT: Final = 8192
 MANIFEST: Final = "t1.json"
 TOKENIZER: Final = "tokenizer.json"
@@ -171,7 +171,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     contract: Contract
     formats: tuple[Format, ...]
     encodings: dict[str, int]
-    calibration: str = ""
+    calibration: str
     files: dict[str, FileEntry]
     fingerprint: str
     verification: Verification

@@ -26,7 +26,7 @@ GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
 
 EXAMPLE = Manifest(
-    schema=1,
+    schema=2,
     name="example",
     profile="portable",
     source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
@@ -47,6 +47,7 @@ EXAMPLE = Manifest(
     contract=Contract(query="Q: {text}", document="{text}", stop=("<|im_end|>",)),
     formats=("onnx",),
     encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
+    calibration="importance: 256 rows of texts.jsonl",
     files={name: FileEntry(size=3, sha256="cd" * 32) for name in FILES},
     fingerprint="ef" * 16,
     verification=Verification(
@@ -104,8 +105,9 @@ def _contract(**fields: object) -> bytes:
         (b"", "damaged"),
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b'{"schema": 1}', "missing required field"),
-        (_changed(schema=2), "schema 2, this t1-edge reads 1"),
+        (b'{"schema": 2}', "missing required field"),
+        (_changed(schema=1), "schema 1, this t1-edge reads 2"),
+        (_changed(schema=3), "schema 3, this t1-edge reads 2"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
         (_changed(surprise=1), "unknown field `surprise`"),
