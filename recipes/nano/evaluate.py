@@ -1,13 +1,15 @@
 """What nano finds, from exported builds and through the bench's own code.
 
-    python -m recipes.nano.evaluate --build nano --bench ../shared/data/bench --out results.json
+    python -m recipes.nano.evaluate --build nano --bench ../shared/data/bench --out results.jsonl
+    python -m recipes.nano.report results.jsonl --build nano
 
-One line a system and data set, with nDCG@10 of every query; then the claims of docs/nano.md as
-paired differences with bootstrap intervals.
+Appends a line a system and data set, with nDCG@10 of every query. Called again, measures what the
+file lacks: long documents take half an hour a build on two cores.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +25,10 @@ from t1_edge_bench import pydoc
 from t1_edge_bench.datasets import Dataset, Text, load
 from t1_edge_bench.metrics import score
 from t1_edge_bench.ranking import Run, bm25, dense, fuse
-from t1_edge_bench.table import table
 from t1_edge_bench.vectors import document_vectors
 
 SETS: Final = ("entailment-bank", "openstax-psychology", "bright-pony", "bright-theoremqa")
-RESAMPLES: Final = 10_000
+PYDOC: Final = "pydoc"
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +38,15 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         dataset: Its name.
         system: What searched.
         ndcg: nDCG@10 of each query, in the set's order.
-        seconds: To a query's vector, mean; None where none is made.
+        build: Fingerprint of the build that made the vectors; "" if none did.
+        seconds: To a query's vector, median; None where none is made.
         thought_tokens: Mean length of a thought.
     """
 
     dataset: str
     system: str
     ndcg: list[float]
+    build: str = ""
     seconds: float | None = None
     thought_tokens: float | None = None
 
@@ -51,26 +54,6 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     def mean(self) -> float:
         """nDCG@10 over the queries."""
         return float(np.mean(self.ndcg))
-
-
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """How much better one system is than another on the same queries.
-
-    Attributes:
-        dataset: The data set.
-        better: The first system.
-        than: The second.
-        mean: Difference of nDCG@10.
-        low: 2.5th percentile of the resampled difference.
-        high: 97.5th.
-    """
-
-    dataset: str
-    better: str
-    than: str
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,25 +64,35 @@ class Task:
     qrels: Mapping[str, Mapping[str, int]]
     judged: Callable[[Run], Run] = lambda run: run
 
-    def measure(self, system: str, run: Run, **about: float) -> Measured:
+    def measure(self, system: str, run: Run, *, build: str = "") -> Measured:
         """nDCG@10 of a run."""
         found = score(self.judged(run), self.qrels).ndcg_at_10
-        values = [round(found[query.id], 5) for query in self.dataset.queries]
-        return Measured(dataset=self.dataset.name, system=system, ndcg=values, **about)
+        return Measured(
+            dataset=self.dataset.name,
+            system=system,
+            ndcg=[round(found[query.id], 5) for query in self.dataset.queries],
+            build=build,
+        )
 
 
-def tasks(bench: Path, limit: int | None) -> Iterator[Task]:
-    """The bench sets, and the project's own questions."""
-    for name in SETS:
-        split = "test" if name == "entailment-bank" else None
-        found = load(bench / name, split=split, limit_queries=limit)
-        yield Task(dataset=found, qrels=found.qrels)
-    own = pydoc.dataset()
-    yield Task(
-        dataset=replace(own, queries=own.queries[:limit]),
-        qrels=pydoc.topic_judgements(),
-        judged=pydoc.by_topic,
-    )
+def task(name: str, bench: Path, limit: int | None) -> Task:
+    """A bench set, or the project's own questions.
+
+    Args:
+        name: One of `SETS`, or `PYDOC`.
+        bench: Folder of the sets.
+        limit: Take the first so many questions.
+    """
+    if name == PYDOC:
+        own = pydoc.dataset()
+        return Task(
+            dataset=replace(own, queries=own.queries[:limit]),
+            qrels=pydoc.topic_judgements(),
+            judged=pydoc.by_topic,
+        )
+    split = "test" if name == "entailment-bank" else None
+    found = load(bench / name, split=split, limit_queries=limit)
+    return Task(dataset=found, qrels=found.qrels)
 
 
 def baselines(task: Task) -> Iterator[Measured]:
@@ -111,32 +104,79 @@ def baselines(task: Task) -> Iterator[Measured]:
     yield task.measure("all-MiniLM-L6-v2", dense(data, documents, queries))
 
 
-def thinking(task: Task, encoder: Encoder, budgets: Sequence[int], name: str) -> Iterator[Measured]:
-    """A build at several budgets, and what its longest thoughts do for others."""
-    data = task.dataset
-    documents = document_vectors(encoder, data, say=_say, progress=lambda count: None)
-    texts = [query.text for query in data.queries]
-    lexical = bm25(data)
-    plain = encoder.encode_queries(texts, budget=0)
-    direct = dense(data, documents, _vectors(plain))
-    for budget in budgets:
-        found = encoder.encode_queries(texts, budget=budget) if budget else plain
-        run = dense(data, documents, _vectors(found))
-        seconds = _seconds(encoder, texts, budget)
-        length = float(np.mean([len(query.thought_tokens) for query in found]))
-        about = {"seconds": seconds, "thought_tokens": length}
-        yield task.measure(f"{name}, budget {budget}", run, **about)
-        yield task.measure(f"{name}, budget {budget}, RRF with bm25", fuse([run, lexical]))
-        if budget:
-            thoughts = [query.thought for query in found]
-            shuffled = [*thoughts[1:], thoughts[0]]
-            found = encoder.encode_queries(texts, thoughts=shuffled)
-            run = dense(data, documents, _vectors(found))
-            yield task.measure(f"{name}, {budget}, shuffled thoughts", run)
-            expanded = bm25(_with_thoughts(data, thoughts))
-            yield task.measure(f"{name}, {budget}, bm25 over query and thought", expanded)
-            run = fuse([direct, expanded])
-            yield task.measure(f"{name}, {budget}, RRF of direct and bm25 over both", run)
+@dataclass(frozen=True, kw_only=True)
+class Thinking:
+    """A build on a data set.
+
+    Attributes:
+        task: The data set.
+        encoder: The build, loaded.
+        name: What lines call it.
+    """
+
+    task: Task
+    encoder: Encoder
+    name: str
+
+    def at(self, budget: int) -> Iterator[Measured]:
+        """At one budget: alone, with BM25, and what its thoughts do for BM25."""
+        plain = self._plain
+        found = self.encoder.encode_queries(self._texts, budget=budget) if budget else plain
+        run = self._search(found)
+        yield msgspec.structs.replace(
+            self._line(f"budget {budget}", run),
+            seconds=self._seconds(budget),
+            thought_tokens=float(np.mean([len(query.thought_tokens) for query in found])),
+        )
+        yield self._line(f"{budget}, RRF with bm25", fuse([run, self._lexical]))
+        if not budget:
+            return
+        thoughts = [query.thought for query in found]
+        others = [*thoughts[1:], thoughts[0]]
+        shuffled = self._search(self.encoder.encode_queries(self._texts, thoughts=others))
+        yield self._line(f"{budget}, shuffled thoughts", shuffled)
+        expanded = bm25(_with_thoughts(self.task.dataset, thoughts))
+        yield self._line(f"{budget}, bm25 over query and thought", expanded)
+        both = fuse([self._search(plain), expanded])
+        yield self._line(f"{budget}, RRF of direct and bm25 over both", both)
+
+    def _line(self, system: str, run: Run) -> Measured:
+        build = self.encoder.fingerprint
+        return self.task.measure(f"{self.name}, {system}", run, build=build)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [query.text for query in self.task.dataset.queries]
+
+    @cached_property
+    def _documents(self) -> NDArray[np.float32]:
+        data = self.task.dataset
+        return document_vectors(self.encoder, data, say=_say, progress=lambda count: None)
+
+    @cached_property
+    def _plain(self) -> Sequence[QueryEmbedding]:
+        return self.encoder.encode_queries(self._texts, budget=0)
+
+    @cached_property
+    def _lexical(self) -> Run:
+        return bm25(self.task.dataset)
+
+    def _search(self, queries: Sequence[QueryEmbedding]) -> Run:
+        vectors = np.stack([query.vector for query in queries])
+        return dense(self.task.dataset, self._documents, vectors)
+
+    def _seconds(self, budget: int) -> float:
+        """To the vector of one query that is alone: the median of the first twenty."""
+        alone = [
+            self.encoder.encode_query(text, budget=budget).timings.total
+            for text in self._texts[:20]
+        ]
+        return float(np.median(alone))
+
+
+def direct_name(build: str, budget: int) -> str:
+    """What a line calls the vectors of a build at a budget, searched alone."""
+    return f"{build}, budget {budget}"
 
 
 def _with_thoughts(data: Dataset, thoughts: Sequence[str]) -> Dataset:
@@ -147,104 +187,59 @@ def _with_thoughts(data: Dataset, thoughts: Sequence[str]) -> Dataset:
     return replace(data, queries=asked)
 
 
-def _vectors(found: Sequence[QueryEmbedding]) -> NDArray[np.float32]:
-    return np.stack([query.vector for query in found])
-
-
-def _seconds(encoder: Encoder, texts: Sequence[str], budget: int) -> float:
-    """To the vector of one query that is alone: the median of the first twenty."""
-    alone = [encoder.encode_query(text, budget=budget).timings.total for text in texts[:20]]
-    return float(np.median(alone))
-
-
-def compare(measured: Sequence[Measured], better: str, than: str) -> list[Difference]:
-    """Paired bootstrap over queries, on every data set that has both systems."""
-    found = {(m.dataset, m.system): np.array(m.ndcg) for m in measured}
-    differences = []
-    for dataset, system in found:
-        if system == better and (dataset, than) in found:
-            apart = found[dataset, better] - found[dataset, than]
-            rng = np.random.default_rng(0)
-            drawn = rng.integers(0, len(apart), (RESAMPLES, len(apart)))
-            low, high = np.percentile(apart[drawn].mean(axis=1), [2.5, 97.5])
-            differences.append(
-                Difference(
-                    dataset=dataset,
-                    better=better,
-                    than=than,
-                    mean=float(apart.mean()),
-                    low=float(low),
-                    high=float(high),
-                )
-            )
-    return differences
+def read(path: Path) -> list[Measured]:
+    """The lines of a results file; of two of one system and data set, the later."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    found = [msgspec.json.decode(line, type=Measured) for line in lines]
+    return list({(m.dataset, m.system): m for m in found}.values())
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _show(measured: Sequence[Measured]) -> str:
-    names = list(dict.fromkeys(m.dataset for m in measured))
-    cells: dict[str, dict[str, str]] = {}
-    for m in measured:
-        cells.setdefault(m.system, {})[m.dataset] = f"{m.mean:.3f}"
-    rows = [[system, *(found.get(n, "") for n in names)] for system, found in cells.items()]
-    return table(["system", *names], rows)
-
-
-def _show_differences(found: Sequence[Difference]) -> str:
-    rows = [
-        [d.better, d.than, d.dataset, f"{d.mean:+.4f}", f"{d.low:+.4f}", f"{d.high:+.4f}"]
-        for d in found
-    ]
-    return table(["system", "less", "data set", "mean", "2.5 %", "97.5 %"], rows)
+def _budgets(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 @click.command()
-@click.option("--build", "builds", multiple=True, required=True, help="The first is nano.")
+@click.option("--build", "builds", multiple=True, required=True)
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--budget", default="0,16", show_default=True)
+@click.option("--set", "sets", multiple=True, default=(*SETS, PYDOC), show_default=True)
+@click.option("--budget", "budgets", callback=_budgets, default="0,16", show_default=True)
 @click.option("--engine", default="onnx", show_default=True)
 @click.option("--limit-queries", type=int)
 def main(
     builds: Sequence[str],
     bench: Path,
     out: Path,
-    budget: str,
+    sets: Sequence[str],
+    budgets: Sequence[int],
     engine: str,
     limit_queries: int | None,
 ) -> None:
-    """Measure builds beside BM25 and all-MiniLM-L6-v2; the first is compared with the rest."""
-    budgets = [int(part) for part in budget.split(",")]
-    measured: list[Measured] = []
-    for task in tasks(bench, limit_queries):
-        measured += baselines(task)
-        for name in builds:
-            with Encoder.load(name, engine=engine) as encoder:  # type: ignore[arg-type]
-                measured += thinking(task, encoder, budgets, name)
-        _say(_show([m for m in measured if m.dataset == task.dataset.name]))
-    differences = [d for pair in _claims(builds, budgets) for d in compare(measured, *pair)]
-    out.write_bytes(msgspec.json.encode({"measured": measured, "differences": differences}))
-    click.echo(_show(measured))
-    click.echo("\n" + _show_differences(differences))
+    """Measure builds beside BM25 and all-MiniLM-L6-v2."""
+    known = {(m.dataset, m.system): m.build for m in read(out)}
 
+    def keep(found: Iterator[Measured]) -> None:
+        lines = [(m, msgspec.json.encode(m)) for m in found]
+        with out.open("ab") as file:
+            file.writelines(line + b"\n" for _, line in lines)
+        for m, _ in lines:
+            _say(f"{m.dataset}: {m.mean:.4f} {m.system}")
 
-def _claims(builds: Sequence[str], budgets: Sequence[int]) -> Iterator[tuple[str, str]]:
-    nano = builds[0]
-    direct = f"{nano}, budget 0"
-    yield direct, "bm25"
-    yield direct, "all-MiniLM-L6-v2"
-    for budget in budgets:
-        own = f"{nano}, budget {budget}"
-        for other in builds[1:]:
-            yield own, f"{other}, budget {budget}"
-        if budget:
-            yield own, direct
-            yield f"{nano}, {budget}, shuffled thoughts", direct
-            yield f"{nano}, {budget}, bm25 over query and thought", "bm25"
-            yield from ((own, f"{other}, budget 0") for other in builds[1:])
+    for name in sets:
+        on = task(name, bench, limit_queries)
+        if (on.dataset.name, "bm25") not in known:
+            keep(baselines(on))
+        for build in builds:
+            with Encoder.load(build, engine=engine) as encoder:  # type: ignore[arg-type]
+                thinking = Thinking(task=on, encoder=encoder, name=build)
+                for budget in budgets:
+                    system = (on.dataset.name, direct_name(build, budget))
+                    if known.get(system) != encoder.fingerprint:
+                        keep(thinking.at(budget))
 
 
 if __name__ == "__main__":

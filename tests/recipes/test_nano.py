@@ -10,8 +10,9 @@ import torch
 
 from recipes.nano.config import Config
 from recipes.nano.data import Pair, split
-from recipes.nano.evaluate import Measured, compare
+from recipes.nano.evaluate import Measured
 from recipes.nano.model import Frozen, Student, load_student, new_student
+from recipes.nano.report import compare
 from recipes.nano.stages import STAGES, Learner, log_ranks
 from recipes.nano.stream import Stream, cut
 from recipes.nano.thoughts import BM25Judge, Keywords, Reader, choose
