@@ -20,6 +20,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         first_layer: Blocks below it stay as they are.
         steps: How many.
         batch: Examples of a step.
+        together: Of them, how many of one set stand together.
+        helped: Share of a batch that is drawn from questions that a thought was found to help.
         negatives: Hard negatives of an example.
         rate: Highest learning rate; warmed up over 5 % of the steps, then a cosine to a tenth.
         temperature: Of the student's similarities (InfoNCE, arXiv 1807.03748).
@@ -49,6 +51,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     first_layer: int = 15
     steps: int
     batch: int = 64
+    together: int = 16
+    helped: float = 0.0
     negatives: int = 1
     rate: float = 5e-4
     temperature: float = 0.05

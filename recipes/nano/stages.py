@@ -46,7 +46,34 @@ class Learner:
 
     def direct(self, examples: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Vectors of questions behind an empty thought, float32 [b, d]."""
-        return self.student.vectors([self.row(at, ()) for at in examples])
+        return self.behind(examples, [()] * len(examples))
+
+    def behind(
+        self, examples: Sequence[int] | NDArray[np.int64], thoughts: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Vectors of questions behind a thought each, float32 [b, d]."""
+        rows = [self.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
+        return self.student.vectors(rows)
+
+    def think(
+        self, examples: NDArray[np.int64], *, temperature: float, seed: int = 0
+    ) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """Thoughts within the run's budget.
+
+        Returns:
+            Their token ids without what ended them, and which closed by themselves, bool [b].
+        """
+        codec = self.codec
+        ends = [codec.close_id, *codec.stop_ids]
+        drawn = self.student.think(
+            [self.stream.queries[int(at)] for at in examples],
+            budget=self.config.budget,
+            ends=ends,
+            temperature=temperature,
+            generator=torch.Generator(self.device).manual_seed(seed),
+        )
+        closed = np.array([thought[-1] == codec.close_id for thought in drawn])
+        return [[token for token in thought if token not in ends] for thought in drawn], closed
 
     def documents(self, chosen: NDArray[np.int64]) -> Tensor:
         """Vectors of documents, float32 [n, d]."""
@@ -153,17 +180,8 @@ def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     """
     config = learner.config
     examples = np.repeat(batch.examples, config.group)
-    generator = torch.Generator(learner.device).manual_seed(int(batch.documents.sum()))
-    drawn = learner.student.think(
-        [learner.stream.queries[int(at)] for at in examples],
-        budget=config.budget,
-        ends=[learner.codec.close_id, *learner.codec.stop_ids],
-        temperature=1.0,
-        generator=generator,
-    )
-    closed = np.array([thought[-1] == learner.codec.close_id for thought in drawn])
-    ended = {learner.codec.close_id, *learner.codec.stop_ids}
-    thoughts = [[token for token in thought if token not in ended] for thought in drawn]
+    seed = int(batch.documents.sum())
+    thoughts, closed = learner.think(examples, temperature=1.0, seed=seed)
     gains = learner.judge.gains(batch, thoughts)
     rewards = (gains + config.closing * closed).reshape(-1, config.group)
     spread = rewards.std(axis=1, keepdims=True)
@@ -214,11 +232,10 @@ class Judge:
         """
         learner, group = self._learner, len(thoughts) // len(batch.examples)
         examples = np.repeat(batch.examples, group)
-        rows = [learner.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
         with self._frozen.restored():
             own = learner.documents(batch.documents)
             empty = learner.direct(batch.examples)
-            thought = learner.student.vectors(rows)
+            thought = learner.behind(examples, thoughts)
         documents = torch.cat([own, self._documents])
         known = np.concatenate([batch.documents, self._pool])
         answers = torch.from_numpy(learner.stream.answers(batch.examples, known)).to(own.device)

@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from recipes.nano.data import read_examples
 from t1_edge.contract import Codec
 
-GROUP: Final = 16
-"""Examples of one set that stand together in a batch: each other's negatives are of their kind."""
-
 THOUGHTS: Final = "thoughts.jsonl"
 
 Rows = Sequence[tuple[int, ...]]
@@ -49,6 +46,9 @@ class Stream:
         document_tokens: A document likewise, emb_token included.
         judged: Draw only examples for which thoughts were looked for, and sets by how many were
             found instead of by how many examples they have.
+        together: Examples of one set that stand together in a batch, for their negatives to be of
+            their kind.
+        helped: Share of those that are drawn from the ones that a thought helped.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class Stream:
         query_tokens: int,
         document_tokens: int,
         judged: bool = False,
+        together: int = 16,
+        helped: float = 0,
     ) -> None:
         texts, self.examples = read_examples(folder)
         self._teacher_queries = np.load(folder / "queries.npy")
@@ -77,6 +79,7 @@ class Stream:
         self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
+        self._together, self._helped = together, round(together * helped)
         self._shares = self._set_shares(judged)
 
     def _members(self, part: str, without: Container[int]) -> Mapping[str, NDArray[np.int64]]:
@@ -107,14 +110,15 @@ class Stream:
 
         Args:
             step: Counted from 0.
-            size: Examples, a multiple of `GROUP`.
+            size: Examples, a multiple of those that stand together.
             negatives: Hard negatives of each example.
             seed: Of the run.
         """
         rng = np.random.default_rng([seed, step])
         sets = self._parts["train"]
-        chosen = rng.choice(list(sets), size=size // GROUP, replace=False, p=self._shares)
-        examples = np.concatenate([rng.choice(sets[name], GROUP, replace=False) for name in chosen])
+        groups = size // self._together
+        chosen = rng.choice(list(sets), size=groups, replace=False, p=self._shares)
+        examples = np.concatenate([self._draw_examples(sets[name], rng) for name in chosen])
         positives = [rng.choice(self.positives(at)) for at in examples]
         hard = [self._draw_negatives(at, negatives, rng) for at in examples]
         rest = np.setdiff1d(np.concatenate(hard), positives)
@@ -122,6 +126,14 @@ class Stream:
         return Batch(
             examples=examples, documents=documents, answers=self.answers(examples, documents)
         )
+
+    def _draw_examples(
+        self, members: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        helped = members[[bool(self.thoughts[at]) for at in members]] if self._helped else members
+        first = rng.choice(helped, min(self._helped, len(helped)), replace=False)
+        rest = np.setdiff1d(members, first)
+        return np.concatenate([first, rng.choice(rest, self._together - len(first), replace=False)])
 
     def _draw_negatives(self, at: int, count: int, rng: np.random.Generator) -> NDArray[np.int32]:
         pool = self._negatives[at][self._negatives[at] >= 0]

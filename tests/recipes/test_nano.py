@@ -162,6 +162,22 @@ def test_a_joint_run_draws_what_was_judged(student: Made, stream: Stream, tmp_pa
     assert len(drawn) > 32
 
 
+def test_half_of_a_batch_is_what_thoughts_helped(
+    student: Made, stream: Stream, tmp_path: Path
+) -> None:
+    thoughts = ["word" if at % 5 == 0 else "" for at in range(len(stream.examples))]
+    lines = b"".join(msgspec.json.encode(t) + b"\n" for t in thoughts)
+    (tmp_path / "thoughts.jsonl").write_bytes(lines)
+    drawing = Stream(
+        tmp_path, student[1], query_tokens=24, document_tokens=24, together=4, helped=0.5
+    )
+    drawn = drawing.batch(0, 8, 1, seed=0).examples.tolist()
+    sets = [stream.examples[at].set for at in drawn]
+    assert len(set(drawn)) == 8
+    assert sets == [sets[0]] * 4 + [sets[4]] * 4
+    assert all(sum(at % 5 == 0 for at in drawn[half : half + 4]) >= 2 for half in (0, 4))
+
+
 def test_sets_with_more_thoughts_are_drawn_more(
     student: Made, stream: Stream, tmp_path: Path
 ) -> None:
