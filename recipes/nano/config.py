@@ -18,10 +18,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         rank: Of the adapter.
         alpha: Of the adapter.
         first_layer: Blocks below it stay as they are.
+        cached_tokens: Most tokens whose states below `first_layer` are kept; 1,152 bytes each.
+        compiled: Compile the trained blocks, which takes a minute and a C++ compiler.
         steps: How many.
         batch: Examples of a step.
         together: Of them, how many of one set stand together.
         helped: Share of a batch that is drawn from questions that a thought was found to help.
+        weights: How many times its share of a batch a set has, by name.
         negatives: Hard negatives of an example.
         rate: Highest learning rate; warmed up over 5 % of the steps, then a cosine to a tenth.
         temperature: Of the student's similarities (InfoNCE, arXiv 1807.03748).
@@ -49,10 +52,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rank: int = 32
     alpha: int = 64
     first_layer: int = 15
+    cached_tokens: int = 0
+    compiled: bool = False
     steps: int
     batch: int = 64
     together: int = 16
     helped: float = 0.0
+    weights: dict[str, float] = {}
     negatives: int = 1
     rate: float = 5e-4
     temperature: float = 0.05

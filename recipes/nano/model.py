@@ -1,7 +1,8 @@
 """SmolLM2 with a LoRA adapter and rows of its own for the new tokens, as torch trains it."""
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel
+
+from recipes.nano import attention
 
 from t1_edge.build import Decoder
 from t1_edge.contract import Codec
@@ -27,6 +30,9 @@ _MLP: Final = ("gate_proj", "up_proj", "down_proj")
 _PREFIX: Final = "base_model.model."
 _ROWS: Final = f"{_PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"
 """PEFT's names, so that its tools and `t1-edge export --adapter` read the file."""
+
+Block = Callable[..., Tensor]
+"""One layer of the decoder: states to states, [rows, tokens, hidden]."""
 
 
 class LoRALinear(nn.Module):
@@ -63,10 +69,19 @@ class Student(nn.Module):
         alpha: Of the adapter.
         first_layer: Blocks below it stay as they are. Above 0, what stands below it is not
             differentiated, and a new token's row learns as a row of the head alone.
+        cached_tokens: Most tokens whose states below the first trained block are kept, for rows
+            that are read again.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, new: Sequence[int], *, rank: int, alpha: int, first_layer: int
+        self,
+        checkpoint: Checkpoint,
+        new: Sequence[int],
+        *,
+        rank: int,
+        alpha: int,
+        first_layer: int,
+        cached_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.decoder: Final = checkpoint.decoder
@@ -79,6 +94,16 @@ class Student(nn.Module):
             for owner, names in ((layer.self_attn, _ATTENTION), (layer.mlp, _MLP)):
                 for name in names:
                     setattr(owner, name, LoRALinear(getattr(owner, name), rank, alpha / rank))
+        layers = list(self.model.layers)
+        self._lower_blocks: Sequence[Block] = layers[:first_layer]
+        self._upper_blocks: Sequence[Block] = layers[first_layer:]
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._room = cached_tokens if first_layer else 0
+
+    def compile_blocks(self) -> None:
+        """Fuse what stands between the matrix products of the trained blocks; minutes, once."""
+        compiled = [torch.compile(block, dynamic=True) for block in self._upper_blocks]
+        self._upper_blocks = compiled
 
     def forward(self, ids: Tensor) -> Tensor:
         """Final hidden states of rows that are padded on the right.
@@ -89,8 +114,48 @@ class Student(nn.Module):
         Returns:
             bfloat16 [rows, tokens, hidden], behind the final norm.
         """
-        states: Tensor = self.model(inputs_embeds=self._embed(ids), use_cache=False)[0]
+        return self._upper(self._lower(ids))
+
+    def _lower(self, ids: Tensor) -> Tensor:
+        """States below the first trained block, bfloat16 [rows, tokens, hidden]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.first_layer == 0):
+            return self._run(self._embed(ids), self._lower_blocks)
+
+    def _upper(self, states: Tensor) -> Tensor:
+        normed: Tensor = self.model.norm(self._run(states, self._upper_blocks))
+        return normed
+
+    def _run(self, states: Tensor, blocks: Sequence[Block]) -> Tensor:
+        places = torch.arange(states.shape[1], device=states.device)[None]
+        rotary = self.model.rotary_emb(states, places)
+        for block in blocks:
+            states = block(states, position_embeddings=rotary, position_ids=places)
         return states
+
+    def _lower_rows(self, rows: Sequence[tuple[int, ...]], keep: bool) -> Tensor:
+        """`_lower` of rows, padded; what is kept is not computed again."""
+        device = self.rows.device
+        new = [row for row in dict.fromkeys(rows) if row not in self._kept]
+        fresh: dict[tuple[int, ...], Tensor] = {}
+        if new:
+            states = self._lower(pad(new).to(device))
+            if len(new) == len(rows) and not keep:
+                return states
+            fresh = {row: s[: len(row)] for row, s in zip(new, states, strict=True)}
+        if keep:
+            self._keep(fresh)
+        padded = torch.zeros(
+            len(rows), max(map(len, rows)), self.decoder.hidden, dtype=torch.bfloat16, device=device
+        )
+        for line, row in zip(padded, rows, strict=True):
+            line[: len(row)] = self._kept[row] if row in self._kept else fresh[row]
+        return padded
+
+    def _keep(self, fresh: Mapping[tuple[int, ...], Tensor]) -> None:
+        for row, states in fresh.items():
+            if self._room >= len(row):
+                self._room -= len(row)
+                self._kept[row] = states.clone()
 
     def _embed(self, ids: Tensor) -> Tensor:
         rows = self.rows if self.first_layer == 0 else self.rows.detach()
@@ -141,22 +206,47 @@ class Student(nn.Module):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         return [[token for token in row if token >= 0] for row in torch.stack(found, 1).tolist()]
 
-    def vectors(self, rows: Sequence[Sequence[int]], *, most: int = 8192) -> Tensor:
+    def states(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        places: Sequence[Sequence[int]],
+        *,
+        keep: bool = False,
+        most: int | None = None,
+    ) -> Tensor:
+        """Final hidden states at places of rows, [sum of places, hidden], row after row.
+
+        Args:
+            rows: Token ids.
+            places: Which tokens of each row.
+            keep: Remember the rows' states below the first trained block.
+            most: Tokens, padding included, that are read together.
+        """
+        most = most or (2048 if self.rows.device.type == "cpu" else 16384)
+        starts = [0, *itertools.accumulate(map(len, places))]
+        found: list[Tensor] = []
+        origin: list[int] = []
+        for chosen in _chunks(sorted(range(len(rows)), key=lambda at: len(rows[at])), rows, most):
+            below = self._lower_rows([rows[at] for at in chosen], keep and self.first_layer > 0)
+            lines = [line for line, at in enumerate(chosen) for _ in places[at]]
+            found.append(self._upper(below)[lines, [p for at in chosen for p in places[at]]])
+            origin += [i for at in chosen for i in range(starts[at], starts[at + 1])]
+        back = torch.empty(len(origin), dtype=torch.long)
+        back[torch.tensor(origin)] = torch.arange(len(origin))
+        return torch.cat(found)[back.to(self.rows.device)]
+
+    def vectors(
+        self, rows: Sequence[tuple[int, ...]], *, keep: bool = False, most: int | None = None
+    ) -> Tensor:
         """Unit vectors at the last token of each row, float32 [rows, hidden].
 
         Args:
             rows: Token ids.
-            most: Tokens, padding included, that are read together.
+            keep: See `states`.
+            most: See `states`.
         """
-        device = self.rows.device
-        found, order = [], sorted(range(len(rows)), key=lambda at: len(rows[at]))
-        for chosen in _chunks(order, rows, most):
-            ids = pad([rows[at] for at in chosen]).to(device)
-            last = torch.tensor([len(rows[at]) - 1 for at in chosen], device=device)
-            found.append(self(ids)[torch.arange(len(chosen), device=device), last])
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return nn.functional.normalize(torch.cat(found)[back.to(device)].float(), dim=-1)
+        last = self.states(rows, [(len(row) - 1,) for row in rows], keep=keep, most=most)
+        return nn.functional.normalize(last.float(), dim=-1)
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of the next token, float32 [..., vocabulary], by the tied head."""
@@ -242,7 +332,9 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
 
-def new_student(base: str, *, rank: int, alpha: int, first_layer: int) -> tuple[Student, Codec]:
+def new_student(
+    base: str, *, rank: int, alpha: int, first_layer: int, cached_tokens: int = 0
+) -> tuple[Student, Codec]:
     """A student that has learnt nothing, on the device that there is, and its codec.
 
     Args:
@@ -250,12 +342,20 @@ def new_student(base: str, *, rank: int, alpha: int, first_layer: int) -> tuple[
         rank: See `Student`.
         alpha: See `Student`.
         first_layer: See `Student`.
+        cached_tokens: See `Student`.
     """
     contract = PRESETS["nano"]
     checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     new = sorted((codec.open_id, codec.close_id, codec.emb_id))
-    student = Student(checkpoint, new, rank=rank, alpha=alpha, first_layer=first_layer)
+    student = Student(
+        checkpoint,
+        new,
+        rank=rank,
+        alpha=alpha,
+        first_layer=first_layer,
+        cached_tokens=cached_tokens,
+    )
     return student.to("cuda" if torch.cuda.is_available() else "cpu"), codec
 
 
@@ -290,7 +390,7 @@ def _chunks(
 
 
 def _load(checkpoint: Checkpoint) -> LlamaModel:
-    config = LlamaConfig(**_config(checkpoint.decoder), attn_implementation="sdpa")
+    config = LlamaConfig(**_config(checkpoint.decoder), attn_implementation=attention.NAME)
     weights = {
         spec.name.removeprefix("model."): torch.from_numpy(
             checkpoint.rows(spec.name, 0, spec.shape[0])

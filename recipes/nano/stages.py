@@ -1,5 +1,6 @@
 """The losses of the three stages, over one student and one stream."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from recipes.nano.config import Config
-from recipes.nano.model import Frozen, Student, pad
+from recipes.nano.model import Frozen, Student
 from recipes.nano.stream import Batch, Stream
 from t1_edge.contract import Codec
 
@@ -53,7 +54,7 @@ class Learner:
     ) -> Tensor:
         """Vectors of questions behind a thought each, float32 [b, d]."""
         rows = [self.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
-        return self.student.vectors(rows)
+        return self.student.vectors(rows, keep=not any(thoughts))
 
     def think(
         self, examples: NDArray[np.int64], *, temperature: float, seed: int = 0
@@ -77,7 +78,7 @@ class Learner:
 
     def documents(self, chosen: NDArray[np.int64]) -> Tensor:
         """Vectors of documents, float32 [n, d]."""
-        return self.student.vectors([self.stream.documents[at] for at in chosen])
+        return self.student.vectors([self.stream.documents[at] for at in chosen], keep=True)
 
     def row(self, example: int | np.int64, thought: Sequence[int]) -> tuple[int, ...]:
         """A question, its thought, and what closes it."""
@@ -94,22 +95,21 @@ class Learner:
             token that closes them, float32 [tokens]; which example it belongs to, int64 [tokens].
         """
         rows = [self.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
-        states = self.student(pad(rows).to(self.device))
-        owners: list[int] = []
-        places: list[int] = []
-        goals: list[int] = []
-        for owner, (at, thought) in enumerate(zip(examples, thoughts, strict=True)):
-            begin = len(self.stream.queries[at]) - 1
-            goal = (*thought, self.codec.close_id)
-            owners += [owner] * len(goal)
-            places += range(begin, begin + len(goal))
-            goals += goal
-        which = torch.tensor(owners, device=self.device)
-        logits = self.student.logits(states[which, torch.tensor(places, device=self.device)])
-        likely = -cross_entropy(logits, torch.tensor(goals, device=self.device), reduction="none")
-        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-        vectors = states[torch.arange(len(rows), device=self.device), last]
-        return normalize(vectors.float(), dim=-1), likely, which
+        begins = [len(self.stream.queries[at]) - 1 for at in examples]
+        goals = [(*thought, self.codec.close_id) for thought in thoughts]
+        # The tokens that write the thought and close it, and the row's last, which reads it.
+        places = [
+            (*range(begin, begin + len(goal)), len(row) - 1)
+            for begin, goal, row in zip(begins, goals, rows, strict=True)
+        ]
+        states = self.student.states(rows, places)
+        ends = torch.tensor([*itertools.accumulate(map(len, places))], device=self.device) - 1
+        writes = torch.ones(len(states), dtype=torch.bool, device=self.device)
+        writes[ends] = False
+        goal = torch.tensor([token for tokens in goals for token in tokens], device=self.device)
+        likely = -cross_entropy(self.student.logits(states[writes]), goal, reduction="none")
+        which = torch.tensor([owner for owner, goal in enumerate(goals) for _ in goal])
+        return normalize(states[ends].float(), dim=-1), likely, which.to(self.device)
 
     def reading_loss(
         self, queries: Tensor, documents: Tensor, batch: Batch

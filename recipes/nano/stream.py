@@ -49,6 +49,10 @@ class Stream:
         together: Examples of one set that stand together in a batch, for their negatives to be of
             their kind.
         helped: Share of those that are drawn from the ones that a thought helped.
+        weights: How many times its share a set is drawn, by name; 1 where it is not named.
+
+    Raises:
+        ValueError: If there is no set of a name that has a weight.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Stream:
         judged: bool = False,
         together: int = 16,
         helped: float = 0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         texts, self.examples = read_examples(folder)
         self._teacher_queries = np.load(folder / "queries.npy")
@@ -80,7 +85,7 @@ class Stream:
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
         self._together, self._helped = together, round(together * helped)
-        self._shares = self._set_shares(judged)
+        self._shares = self._set_shares(judged, weights or {})
 
     def _members(self, part: str, without: Container[int]) -> Mapping[str, NDArray[np.int64]]:
         own = [(at, e.set) for at, e in enumerate(self.examples) if e.part == part]
@@ -90,14 +95,17 @@ class Stream:
             for name in names
         }
 
-    def _set_shares(self, judged: bool) -> NDArray[np.float64]:
+    def _set_shares(self, judged: bool, weights: Mapping[str, float]) -> NDArray[np.float64]:
         """How likely a group of a batch is of each set of train: by the root of a count."""
+        sets = self._parts["train"]
+        if unknown := weights.keys() - sets.keys():
+            raise ValueError(f"no set {min(unknown)!r} to weigh; there are {', '.join(sets)}")
         by_thoughts = judged and len(self.thoughts) > 0
         sizes = [
             sum(bool(self.thoughts[at]) for at in members) if by_thoughts else len(members)
-            for members in self._parts["train"].values()
+            for members in sets.values()
         ]
-        roots = np.sqrt(np.maximum(sizes, 1))
+        roots = np.sqrt(np.maximum(sizes, 1)) * [weights.get(name, 1.0) for name in sets]
         return np.asarray(roots / roots.sum())
 
     def positives(self, at: int) -> NDArray[np.int64]:
@@ -110,15 +118,16 @@ class Stream:
 
         Args:
             step: Counted from 0.
-            size: Examples, a multiple of those that stand together.
+            size: Examples, a multiple of those that stand together; fewer where a set drawn
+                several times runs out.
             negatives: Hard negatives of each example.
             seed: Of the run.
         """
         rng = np.random.default_rng([seed, step])
         sets = self._parts["train"]
-        groups = size // self._together
-        chosen = rng.choice(list(sets), size=groups, replace=False, p=self._shares)
-        examples = np.concatenate([self._draw_examples(sets[name], rng) for name in chosen])
+        drawn = rng.choice(list(sets), size=size // self._together, p=self._shares)
+        groups = zip(*np.unique(drawn, return_counts=True), strict=True)
+        examples = np.concatenate([self._draw_examples(sets[n], c, rng) for n, c in groups])
         positives = [rng.choice(self.positives(at)) for at in examples]
         hard = [self._draw_negatives(at, negatives, rng) for at in examples]
         rest = np.setdiff1d(np.concatenate(hard), positives)
@@ -128,12 +137,14 @@ class Stream:
         )
 
     def _draw_examples(
-        self, members: NDArray[np.int64], rng: np.random.Generator
+        self, members: NDArray[np.int64], groups: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
+        """Examples of one set, each once, int64 [groups * together], or all that it has."""
         helped = members[[bool(self.thoughts[at]) for at in members]] if self._helped else members
-        first = rng.choice(helped, min(self._helped, len(helped)), replace=False)
+        first = rng.choice(helped, min(groups * self._helped, len(helped)), replace=False)
         rest = np.setdiff1d(members, first)
-        return np.concatenate([first, rng.choice(rest, self._together - len(first), replace=False)])
+        more = min(groups * self._together - len(first), len(rest))
+        return np.concatenate([first, rng.choice(rest, more, replace=False)])
 
     def _draw_negatives(self, at: int, count: int, rng: np.random.Generator) -> NDArray[np.int32]:
         pool = self._negatives[at][self._negatives[at] >= 0]

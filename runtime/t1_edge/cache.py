@@ -66,5 +66,6 @@ def find_build(name_or_path: str | Path) -> Path:
         return builds / path
     raise CacheError(
         f"no build {str(name_or_path)!r}: neither a directory with a {MANIFEST} nor one of "
-        f"{builds}; make it with: t1-edge pull NAME && t1-edge export NAME"
+        f"{builds}; `t1-edge pull nano` brings the model that comes with t1-edge, `t1-edge export` "
+        "makes others"
     )

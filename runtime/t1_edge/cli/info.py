@@ -7,7 +7,7 @@ from t1_edge.cli.output import put_json
 
 
 @click.command()
-@click.argument("build")
+@options.build_argument
 @options.as_json
 def info(build: str, as_json: bool) -> None:
     """Say what BUILD (a directory, or a name in the cache) is.

@@ -1,14 +1,21 @@
 """Options that several commands share."""
 
+from typing import Final
+
 import click
+
+DEFAULT_BUILD: Final = "nano"
+"""The model that comes with t1-edge."""
 
 build = click.option(
     "--build",
     "build",
-    required=True,
+    default=DEFAULT_BUILD,
+    show_default=True,
     metavar="NAME|DIR",
     help="A build's directory, or its name in the cache.",
 )
+build_argument = click.argument("build", default=DEFAULT_BUILD)
 engine = click.option(
     "--engine",
     type=click.Choice(["auto", "onnx", "gguf"]),

@@ -7,7 +7,7 @@ from t1_edge.cli.output import put_json, say
 
 
 @click.command()
-@click.argument("build")
+@options.build_argument
 @options.threads
 @options.as_json
 def verify(build: str, threads: int | None, as_json: bool) -> None:

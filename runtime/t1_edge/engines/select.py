@@ -113,10 +113,14 @@ def _load_library(format: Format) -> None:
         ) from e
 
 
+def installed_engines() -> list[Format]:
+    """The formats whose library is installed, the preferred one first."""
+    return [format for format, (module, *_) in _PACKAGES.items() if find_spec(module) is not None]
+
+
 def installed_formats(build: Build) -> list[Format]:
-    """The formats of a build whose library is installed, the preferred one first."""
-    formats = [format for format in _PACKAGES if format in build.manifest.formats]
-    return [format for format in formats if find_spec(_PACKAGES[format][0]) is not None]
+    """See `installed_engines`; of them those that a build has."""
+    return [format for format in installed_engines() if format in build.manifest.formats]
 
 
 def usable_formats(build: Build) -> list[Format]:
