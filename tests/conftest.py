@@ -4,6 +4,7 @@ Everything is made once a run: the tiny checkpoints by transformers, the builds 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from t1_edge.build import Build, Profile
 from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.models import MODELS
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import pull
@@ -29,6 +31,16 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Bui
     destination = tmp_path_factory.mktemp("builds") / "smollm2-135m"
     request = Request(name="smollm2-135m", destination=destination, contract=PRESETS["chat"])
     return export(open_checkpoint(smollm2_gguf), request)
+
+
+@pytest.fixture(scope="session")
+def nano(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """nano as `t1-edge pull nano` makes it, in both formats."""
+    model = MODELS["nano"]
+    checkpoint = model.open(lambda text: None)
+    request = model.request(checkpoint, ["onnx", "gguf"])
+    destination = tmp_path_factory.mktemp("builds") / "nano"
+    return export(checkpoint, replace(request, destination=destination))
 
 
 @pytest.fixture(scope="session")

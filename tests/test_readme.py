@@ -11,10 +11,10 @@ from t1_edge.build import Build
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_lines_run(smollm2: Build) -> None:
+def test_the_python_lines_run(nano: Build) -> None:
     [lines] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     found: dict[str, Any] = {}
-    exec(lines.replace('"smollm2-135m"', repr(str(smollm2.path))), found)
+    exec(lines.replace('"nano"', repr(str(nano.path))), found)
     with found["enc"]:
         assert found["q"].thought
         assert found["q"].stopped_by in ("budget", "closed", "stop_token")

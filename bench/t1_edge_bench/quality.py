@@ -1,4 +1,4 @@
-"""Retrieval quality of a build: BM25 beside it, one row a budget."""
+"""Retrieval quality of a build at several budgets, alone and with BM25; BM25 beside it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,15 +9,15 @@ import numpy as np
 from t1_edge.encoder import Encoder
 from t1_edge_bench.datasets import Dataset
 from t1_edge_bench.metrics import mean, score
-from t1_edge_bench.ranking import Run, bm25, dense
-from t1_edge_bench.vectors import document_vectors
+from t1_edge_bench.ranking import Run
+from t1_edge_bench.search import Searcher
 
 
 class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     """How well one system found what the judges found.
 
     Attributes:
-        system: "bm25" or "t1-edge".
+        system: "bm25", or one that `Searcher.runs` knows.
         dataset: Name of the data set, with its split.
         documents: How many were searched.
         queries: How many were asked.
@@ -63,36 +63,39 @@ def quality(
     Args:
         encoder: The build.
         dataset: Documents, queries, judgements.
-        budgets: Most tokens of a thought, one row each.
+        budgets: Most tokens of a thought.
         build: What to call the build.
         say: Called with a line of talk.
         progress: Called with the number of documents just encoded.
 
     Returns:
-        A row for BM25 and one for each budget.
+        A row for BM25, and for each budget one of each system that `Searcher.runs` knows.
     """
     say(f"{len(dataset.queries)} queries, {dataset.unjudged} without a judgement left out")
-    rows = [_judged("bm25", dataset, bm25(dataset))]
-    documents = document_vectors(encoder, dataset, say=say, progress=progress)
+    searcher = Searcher(encoder=encoder, dataset=dataset, say=say, progress=progress)
+    rows = [_judged("bm25", dataset, searcher.lexical)]
+    # Before the clock of the first budget runs.
+    say(f"{len(searcher.documents)} documents to search")
     cut = sum(encoder.codec.document(document.text).truncated for document in dataset.documents)
     for budget in budgets:
         say(f"asking with a budget of {budget}")
         began = time.monotonic()
-        found = encoder.encode_queries([query.text for query in dataset.queries], budget=budget)
+        found = searcher.think(budget)
         seconds = time.monotonic() - began
-        run = dense(dataset, documents, np.stack([query.vector for query in found]))
-        row = msgspec.structs.replace(
-            _judged("t1-edge", dataset, run),
-            build=build,
-            library=encoder.info.library,
-            device=encoder.info.device,
-            budget=budget,
-            thought_tokens=round(float(np.mean([len(q.thought_tokens) for q in found])), 2),
-            truncated_queries=sum(query.truncated for query in found),
-            truncated_documents=cut,
-            seconds_a_query=round(seconds / len(found), 4),
-        )
-        rows.append(row)
+        rows += [
+            msgspec.structs.replace(
+                _judged(system, dataset, run),
+                build=build,
+                library=encoder.info.library,
+                device=encoder.info.device,
+                budget=budget,
+                thought_tokens=round(float(np.mean([len(q.thought_tokens) for q in found])), 2),
+                truncated_queries=sum(query.truncated for query in found),
+                truncated_documents=cut,
+                seconds_a_query=round(seconds / len(found), 4),
+            )
+            for system, run in searcher.runs(found).items()
+        ]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Models whose adapter comes with t1-edge: a base from a package index, and what was trained on it."""
+"""Models that come with t1-edge: a base from a package index, and an adapter that ships."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,9 +107,7 @@ class Model:
 
 
 MODELS: Final[Mapping[str, Model]] = {
-    "nano": Model(
-        name="nano", base="smollm2-135m", folder=Path(__file__).parent / "data" / "nano"
-    )
+    "nano": Model(name="nano", base="smollm2-135m", folder=Path(__file__).parent / "data" / "nano")
 }
 
 

@@ -26,7 +26,7 @@ def attend(
     """softmax(Q K^T) V by grouped heads.
 
     Args:
-        module: The layer that asks; says how many query heads share a key's.
+        module: The layer that asks.
         query: [rows, heads, tokens, width].
         key: [rows, key heads, past and tokens, width].
         value: Likewise.
@@ -37,7 +37,7 @@ def attend(
     Returns:
         [rows, tokens, heads, width], and no weights.
     """
-    groups = module.num_key_value_groups
+    groups = query.shape[1] // key.shape[1]
     scores = (query @ key.repeat_interleave(groups, 1).transpose(-1, -2)) * scaling
     if attention_mask is None:
         tokens, seen = scores.shape[-2:]

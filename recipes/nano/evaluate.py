@@ -9,26 +9,24 @@ file lacks: long documents take half an hour a build on two cores.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import click
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from recipes.nano.teacher import embed
 from t1_edge.encoder import Encoder
-from t1_edge.results import QueryEmbedding
 from t1_edge_bench import pydoc
-from t1_edge_bench.datasets import Dataset, Text, load
+from t1_edge_bench.datasets import Dataset, load
 from t1_edge_bench.metrics import score
-from t1_edge_bench.ranking import Run, bm25, dense, fuse
-from t1_edge_bench.vectors import document_vectors
+from t1_edge_bench.ranking import Run, bm25, dense
+from t1_edge_bench.search import DENSE, Searcher
 
 SETS: Final = ("entailment-bank", "openstax-psychology", "bright-pony", "bright-theoremqa")
 PYDOC: Final = "pydoc"
+SHUFFLED: Final = "behind the next query's thought"
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,87 +102,48 @@ def baselines(task: Task) -> Iterator[Measured]:
     yield task.measure("all-MiniLM-L6-v2", dense(data, documents, queries))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thinking:
-    """A build on a data set.
+def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[Measured]:
+    """A build at one budget: alone, with BM25, and behind other queries' thoughts.
 
-    Attributes:
+    Args:
         task: The data set.
-        encoder: The build, loaded.
-        name: What lines call it.
+        searcher: The build on it.
+        name: What lines call the build.
+        budget: Most tokens of a thought.
     """
-
-    task: Task
-    encoder: Encoder
-    name: str
-
-    def at(self, budget: int) -> Iterator[Measured]:
-        """At one budget: alone, with BM25, and what its thoughts do for BM25."""
-        plain = self._plain
-        found = self.encoder.encode_queries(self._texts, budget=budget) if budget else plain
-        run = self._search(found)
-        yield msgspec.structs.replace(
-            self._line(f"budget {budget}", run),
-            seconds=self._seconds(budget),
-            thought_tokens=float(np.mean([len(query.thought_tokens) for query in found])),
+    encoder = searcher.encoder
+    found = searcher.think(budget)
+    for system, run in searcher.runs(found).items():
+        line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
+        yield (
+            msgspec.structs.replace(
+                line,
+                seconds=_seconds(searcher, budget),
+                thought_tokens=float(np.mean([len(query.thought_tokens) for query in found])),
+            )
+            if system == DENSE
+            else line
         )
-        yield self._line(f"{budget}, RRF with bm25", fuse([run, self._lexical]))
-        if not budget:
-            return
-        thoughts = [query.thought for query in found]
-        others = [*thoughts[1:], thoughts[0]]
-        shuffled = self._search(self.encoder.encode_queries(self._texts, thoughts=others))
-        yield self._line(f"{budget}, shuffled thoughts", shuffled)
-        expanded = bm25(_with_thoughts(self.task.dataset, thoughts))
-        yield self._line(f"{budget}, bm25 over query and thought", expanded)
-        both = fuse([self._search(plain), expanded])
-        yield self._line(f"{budget}, RRF of direct and bm25 over both", both)
-
-    def _line(self, system: str, run: Run) -> Measured:
-        build = self.encoder.fingerprint
-        return self.task.measure(f"{self.name}, {system}", run, build=build)
-
-    @cached_property
-    def _texts(self) -> list[str]:
-        return [query.text for query in self.task.dataset.queries]
-
-    @cached_property
-    def _documents(self) -> NDArray[np.float32]:
-        data = self.task.dataset
-        return document_vectors(self.encoder, data, say=_say, progress=lambda count: None)
-
-    @cached_property
-    def _plain(self) -> Sequence[QueryEmbedding]:
-        return self.encoder.encode_queries(self._texts, budget=0)
-
-    @cached_property
-    def _lexical(self) -> Run:
-        return bm25(self.task.dataset)
-
-    def _search(self, queries: Sequence[QueryEmbedding]) -> Run:
-        vectors = np.stack([query.vector for query in queries])
-        return dense(self.task.dataset, self._documents, vectors)
-
-    def _seconds(self, budget: int) -> float:
-        """To the vector of one query that is alone: the median of the first twenty."""
-        alone = [
-            self.encoder.encode_query(text, budget=budget).timings.total
-            for text in self._texts[:20]
-        ]
-        return float(np.median(alone))
+    if budget:
+        texts = [query.text for query in task.dataset.queries]
+        others = [query.thought for query in (*found[1:], found[0])]
+        shuffled = searcher.dense(encoder.encode_queries(texts, thoughts=others))
+        system = system_name(name, budget, SHUFFLED)
+        yield task.measure(system, shuffled, build=encoder.fingerprint)
 
 
-def direct_name(build: str, budget: int) -> str:
-    """What a line calls the vectors of a build at a budget, searched alone."""
-    return f"{build}, budget {budget}"
-
-
-def _with_thoughts(data: Dataset, thoughts: Sequence[str]) -> Dataset:
-    asked = [
-        Text(id=query.id, text=f"{query.text} {thought}")
-        for query, thought in zip(data.queries, thoughts, strict=True)
+def _seconds(searcher: Searcher, budget: int) -> float:
+    """To the vector of one query that is alone: the median of the first twenty."""
+    alone = [
+        searcher.encoder.encode_query(query.text, budget=budget).timings.total
+        for query in searcher.dataset.queries[:20]
     ]
-    return replace(data, queries=asked)
+    return float(np.median(alone))
+
+
+def system_name(build: str, budget: int, system: str = DENSE) -> str:
+    """What a line calls a system of `Searcher.runs`, or `SHUFFLED`, with a build at a budget."""
+    return f"{build} at {budget}: {system}"
 
 
 def read(path: Path) -> list[Measured]:
@@ -235,11 +194,11 @@ def main(
             keep(baselines(on))
         for build in builds:
             with Encoder.load(build, engine=engine) as encoder:  # type: ignore[arg-type]
-                thinking = Thinking(task=on, encoder=encoder, name=build)
+                searcher = Searcher(encoder=encoder, dataset=on.dataset, say=_say)
                 for budget in budgets:
-                    system = (on.dataset.name, direct_name(build, budget))
+                    system = (on.dataset.name, system_name(build, budget))
                     if known.get(system) != encoder.fingerprint:
-                        keep(thinking.at(budget))
+                        keep(measure(on, searcher, build, budget))
 
 
 if __name__ == "__main__":

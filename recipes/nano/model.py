@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from recipes.nano import attention
-
 from t1_edge.build import Decoder
 from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer

@@ -11,7 +11,8 @@ import click
 import msgspec
 import numpy as np
 
-from recipes.nano.evaluate import Measured, direct_name, read
+from recipes.nano.evaluate import SHUFFLED, Measured, read, system_name
+from t1_edge_bench.search import BOTH, EXPANDED, HYBRID
 from t1_edge_bench.table import table
 
 RESAMPLES: Final = 10_000
@@ -64,33 +65,34 @@ def claims(
     measured: Sequence[Measured], build: str, control: str | None, float_build: str | None
 ) -> Iterator[tuple[str, str]]:
     """Pairs of systems to compare, the one that should be better first."""
-    direct = direct_name(build, 0)
+    direct = system_name(build, 0)
     yield direct, "bm25"
     yield direct, "all-MiniLM-L6-v2"
     for budget in budgets(measured, build):
-        own = direct_name(build, budget)
+        own = system_name(build, budget)
         if budget:
             yield own, direct
         if control:
-            yield own, direct_name(control, 0)
+            yield own, system_name(control, 0)
         if float_build:
-            yield own, direct_name(float_build, budget)
-        yield f"{build}, {budget}, RRF with bm25", own
-        yield f"{build}, {budget}, RRF with bm25", "bm25"
+            yield own, system_name(float_build, budget)
+        hybrid = system_name(build, budget, HYBRID)
+        yield hybrid, own
+        yield hybrid, "bm25"
         if budget:
-            yield f"{build}, {budget}, shuffled thoughts", direct
-            yield f"{build}, {budget}, bm25 over query and thought", "bm25"
-            yield (
-                f"{build}, {budget}, RRF of direct and bm25 over both",
-                f"{build}, 0, RRF with bm25",
-            )
+            yield system_name(build, budget, SHUFFLED), direct
+            yield system_name(build, budget, EXPANDED), "bm25"
+            yield system_name(build, budget, BOTH), system_name(build, 0, HYBRID)
 
 
 def budgets(measured: Sequence[Measured], build: str) -> list[int]:
     """Those at which a build was measured, in order."""
-    begin = direct_name(build, 0)[:-1]
-    found = {m.system for m in measured if m.system.startswith(begin)}
-    return sorted(int(system.removeprefix(begin)) for system in found)
+    found = {
+        int(m.system.removeprefix(f"{build} at ").partition(":")[0])
+        for m in measured
+        if m.system.startswith(f"{build} at ")
+    }
+    return sorted(found)
 
 
 def _show(measured: Sequence[Measured]) -> str:
@@ -107,7 +109,7 @@ def _show_curve(measured: Sequence[Measured], build: str) -> str:
     names = list(dict.fromkeys(m.dataset for m in measured))
     rows = []
     for budget in budgets(measured, build):
-        at = [found.get((name, direct_name(build, budget))) for name in names]
+        at = [found.get((name, system_name(build, budget))) for name in names]
         cells = [
             f"{m.mean:.3f}, {1000 * (m.seconds or 0):.0f} ms, {m.thought_tokens:.1f}" if m else ""
             for m in at

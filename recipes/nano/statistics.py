@@ -47,7 +47,7 @@ def main(data: Path, adapter: Path, out: Path, count: int) -> None:
     base = json.loads((adapter / CONFIG).read_text())["base_model_name_or_path"]
     checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
-    stream = Stream(data, codec, query_tokens=64, document_tokens=128, judged=True)
+    stream = Stream(data, codec, query_tokens=64, document_tokens=128)
     rows = training_rows(stream, count, seed=0)
     found = collect(
         with_adapter(checkpoint, adapter), rows, f"{len(rows)} rows of nano's training stream"

@@ -80,7 +80,7 @@ class Stream:
         self.documents: Rows = [
             (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb_id) for text in texts
         ]
-        found = read_thoughts(folder)
+        found = read_thoughts(folder) or [None] * len(self.examples)
         self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
@@ -100,7 +100,7 @@ class Stream:
         sets = self._parts["train"]
         if unknown := weights.keys() - sets.keys():
             raise ValueError(f"no set {min(unknown)!r} to weigh; there are {', '.join(sets)}")
-        by_thoughts = judged and len(self.thoughts) > 0
+        by_thoughts = judged and any(self.thoughts)
         sizes = [
             sum(bool(self.thoughts[at]) for at in members) if by_thoughts else len(members)
             for members in sets.values()

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -29,13 +30,17 @@ from recipes.nano.stream import THOUGHTS, cut, read_thoughts
 from recipes.nano.teacher import embed
 from t1_edge.contract import Codec
 
-WORDS: Final = (3, 6, 8)
-"""Lengths of the candidates, in words."""
+WORDS: Final = (4, 8)
+"""Lengths of the candidates, in words. Nothing stands between two: a comma would cost a token."""
 
 TOKENS: Final = 16
 """Longest thought, in tokens of the student."""
 
 _JUDGES_NEEDED: Final = 2
+
+_QUERY_TOKENS: Final = 64
+_DOCUMENT_TOKENS: Final = 64
+"""Of a row that the direct model judges."""
 
 _WORD: Final = re.compile(r"[a-z][a-z'-]+")
 _STEM: Final = Stemmer.Stemmer("english")
@@ -161,7 +166,7 @@ class Reader:
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors behind an empty thought, float32 [n, d]."""
         end = (self.codec.close_id, self.codec.emb_id)
-        rows = [cut(self.codec.query(text).tokens, 64) + end for text in texts]
+        rows = [cut(self.codec.query(text).tokens, _QUERY_TOKENS) + end for text in texts]
         return self._vectors(rows)
 
     @torch.no_grad()
@@ -170,7 +175,8 @@ class Reader:
         new = [at for at in chosen if at not in self._read]
         if new:
             tokens = [self.codec.document(self.texts[at]).tokens for at in new]
-            found = self._vectors([(*cut(row, 95), self.codec.emb_id) for row in tokens])
+            rows = [(*cut(row, _DOCUMENT_TOKENS - 1), self.codec.emb_id) for row in tokens]
+            found = self._vectors(rows)
             self._read.update(zip(new, found, strict=True))
         return np.stack([self._read[at] for at in chosen])
 
@@ -200,7 +206,7 @@ def candidates(example: Example, documents: Sequence[str], keywords: Keywords) -
     found = []
     for source in (answer, example.rationale):
         words = keywords.best(source, example.query, max(WORDS))
-        found += [", ".join(words[:most]) for most in WORDS if len(words) >= WORDS[0]]
+        found += [" ".join(words[:most]) for most in WORDS if words]
     return list(dict.fromkeys(found))
 
 
@@ -239,8 +245,9 @@ def choose(
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--student", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--most", default=1500, show_default=True, help="Examples of a set that are judged.")
+@click.option("--whole", multiple=True, help="A set whose examples are all judged.")
 @click.option("--distractors", default=8000, show_default=True, help="Documents to rank among.")
-def main(data: Path, student: Path, most: int, distractors: int) -> None:
+def main(data: Path, student: Path, most: int, whole: Sequence[str], distractors: int) -> None:
     """Write the thoughts of the stream beside it; called again, go on with what is not judged."""
     documents, examples = read_examples(data)
     reader = Reader(*load_student(student), documents)
@@ -248,7 +255,8 @@ def main(data: Path, student: Path, most: int, distractors: int) -> None:
     others = np.random.default_rng(0).choice(len(documents), distractors, replace=False)
     thoughts = read_thoughts(data) or [None] * len(examples)
     for name, members in groups(examples):
-        due = [at for at in members[:most] if thoughts[at] is None]
+        judged = members if name.split()[0] in whole else members[:most]
+        due = [at for at in judged if thoughts[at] is None]
         if due:
             kept = _judge(reader, [examples[at] for at in due], others, teacher)
             for at, text in zip(due, kept, strict=True):
@@ -280,7 +288,7 @@ def _judge(
     ]
     judges: list[Judge] = [
         BM25Judge(texts),
-        VectorJudge(documents=teacher[pool].astype(np.float32), embed=embed),
+        VectorJudge(documents=teacher[pool].astype(np.float32), embed=partial(embed, rounded=True)),
         VectorJudge(documents=reader.documents(pool.tolist()), embed=reader.queries),
     ]
     return choose(examples, options, answers, judges)

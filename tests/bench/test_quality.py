@@ -20,6 +20,7 @@ from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.quality import quality
 from t1_edge_bench.ranking import bm25, dense, fuse
+from t1_edge_bench.search import BOTH, DENSE, EXPANDED, HYBRID, Searcher
 from t1_edge_bench.table import table
 from t1_edge_bench.vectors import document_vectors
 
@@ -136,17 +137,29 @@ def test_other_weights_have_other_vectors(encoder: tuple[Encoder, _Counting]) ->
     assert encoder[1].rows == 80
 
 
-def test_a_row_for_bm25_and_one_a_budget(encoder: tuple[Encoder, _Counting]) -> None:
+def test_a_row_for_bm25_and_each_system_at_a_budget(encoder: tuple[Encoder, _Counting]) -> None:
     rows = quality(encoder[0], _dataset(), [0, 3], build="fake")
     assert [(row.system, row.budget) for row in rows] == [
         ("bm25", None),
-        ("t1-edge", 0),
-        ("t1-edge", 3),
+        *((system, 0) for system in (DENSE, HYBRID)),
+        *((system, 3) for system in (DENSE, HYBRID, EXPANDED, BOTH)),
     ]
     assert all(0 <= row.ndcg <= 1 and row.queries == 2 for row in rows)
     assert rows[0].ndcg > 0.3
     assert rows[1].thought_tokens == 0
-    assert rows[2].library == "fake"
+    assert rows[3].library == "fake"
+
+
+def test_bm25_reads_a_query_and_its_thought(encoder: tuple[Encoder, _Counting]) -> None:
+    data = _dataset()
+    searcher = Searcher(encoder=encoder[0], dataset=data)
+    texts = [query.text for query in data.queries]
+    found = encoder[0].encode_queries(texts, thoughts=["soup", "soup"])
+    runs = searcher.runs(found)
+    assert "d3" not in searcher.lexical["q0"]
+    assert {"d0", "d3"} <= set(runs[EXPANDED]["q0"])
+    both = fuse([runs[DENSE], runs[EXPANDED]])
+    assert runs[BOTH] == both != runs[HYBRID]
 
 
 def test_the_command_measures_a_real_build(
@@ -164,7 +177,7 @@ def test_the_command_measures_a_real_build(
     found = CliRunner().invoke(main, [*arguments, "--json"])
     assert found.exit_code == 0, found.stderr
     rows = json.loads(found.stdout)["rows"]
-    assert [row["system"] for row in rows] == ["bm25", "t1-edge", "t1-edge"]
+    assert [row["system"] for row in rows][:4] == ["bm25", DENSE, HYBRID, DENSE]
     assert {"budget", "ndcg@10", "recall@100", "queries"} <= rows[0].keys()
     assert rows[1]["device"] == "cpu"
     plain = CliRunner().invoke(main, arguments)

@@ -278,7 +278,7 @@ def test_a_format_that_the_build_lacks_is_an_error(smollm2: Build) -> None:
 
 
 def test_a_name_that_nobody_knows_says_what_to_do(own_cache: object) -> None:
-    with pytest.raises(CacheError, match="t1-edge pull NAME"):
+    with pytest.raises(CacheError, match="t1-edge pull nano"):
         Encoder.load("nothing-of-the-kind")
 
 

@@ -1,0 +1,80 @@
+"""A build that searches a data set: alone, and with BM25, over the query and over its thought."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.encoder import Encoder
+from t1_edge.results import QueryEmbedding
+from t1_edge_bench.datasets import Dataset, Text
+from t1_edge_bench.ranking import Run, bm25, dense, fuse
+from t1_edge_bench.vectors import document_vectors
+
+DENSE: Final = "t1-edge"
+HYBRID: Final = "t1-edge, bm25 by RRF"
+EXPANDED: Final = "bm25 over query and thought"
+BOTH: Final = "t1-edge, bm25 over both by RRF"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searcher:
+    """A build on a data set.
+
+    Attributes:
+        encoder: The build, loaded.
+        dataset: What is searched.
+        say: Called with a line of talk.
+        progress: Called with the number of documents just encoded.
+    """
+
+    encoder: Encoder
+    dataset: Dataset
+    say: Callable[[str], None] = lambda text: None
+    progress: Callable[[int], None] = lambda documents: None
+
+    @cached_property
+    def documents(self) -> NDArray[np.float32]:
+        """Vectors of the documents, float32 [n, d]."""
+        return document_vectors(self.encoder, self.dataset, say=self.say, progress=self.progress)
+
+    @cached_property
+    def lexical(self) -> Run:
+        """BM25 over the queries as they are."""
+        return bm25(self.dataset)
+
+    def think(self, budget: int) -> Sequence[QueryEmbedding]:
+        """Every query's thought and vector, in batches."""
+        texts = [query.text for query in self.dataset.queries]
+        return self.encoder.encode_queries(texts, budget=budget)
+
+    def dense(self, found: Sequence[QueryEmbedding]) -> Run:
+        """What vectors of the queries find."""
+        return dense(self.dataset, self.documents, np.stack([query.vector for query in found]))
+
+    def runs(self, found: Sequence[QueryEmbedding]) -> Mapping[str, Run]:
+        """What the queries find, by the name of the system.
+
+        Args:
+            found: Of `think`.
+
+        Returns:
+            `DENSE` and `HYBRID`; where a query has a thought, `EXPANDED` and `BOTH` too, in which
+            BM25 reads the query and its thought as one text.
+        """
+        own = self.dense(found)
+        runs = {DENSE: own, HYBRID: fuse([own, self.lexical])}
+        if any(query.thought for query in found):
+            expanded = bm25(self._expanded([query.thought for query in found]))
+            runs |= {EXPANDED: expanded, BOTH: fuse([own, expanded])}
+        return runs
+
+    def _expanded(self, thoughts: Sequence[str]) -> Dataset:
+        asked = [
+            Text(id=query.id, text=f"{query.text} {thought}")
+            for query, thought in zip(self.dataset.queries, thoughts, strict=True)
+        ]
+        return replace(self.dataset, queries=asked)
