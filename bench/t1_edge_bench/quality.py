@@ -28,9 +28,10 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         device: Where it ran.
         budget: Most tokens of a thought.
         thought_tokens: Tokens of a thought, mean over the queries.
-        truncated_queries: Queries that were cut to the build's limit.
+        truncated_queries: Queries that were cut to the build's limit when it thought about them.
         truncated_documents: Documents likewise.
-        seconds_a_query: Thinking and embedding, mean over the queries, which ran in batches.
+        seconds_a_query: Thinking and embedding, mean over the queries, which ran in batches; a
+            search by BM25 alone needs no vector, but its thought.
     """
 
     system: str
@@ -74,8 +75,8 @@ def quality(
     say(f"{len(dataset.queries)} queries, {dataset.unjudged} without a judgement left out")
     searcher = Searcher(encoder=encoder, dataset=dataset, say=say, progress=progress)
     rows = [_judged("bm25", dataset, searcher.lexical)]
-    # Before the clock of the first budget runs.
-    say(f"{len(searcher.documents)} documents to search")
+    vectors = searcher.documents  # before the clock of the first budget runs
+    say(f"{len(vectors)} vectors of {vectors.shape[1]} dimensions")
     cut = sum(encoder.codec.document(document.text).truncated for document in dataset.documents)
     for budget in budgets:
         say(f"asking with a budget of {budget}")

@@ -67,7 +67,7 @@ class Searcher:
         """
         own = self.dense(found)
         runs = {DENSE: own, HYBRID: fuse([own, self.lexical])}
-        if any(query.thought for query in found):
+        if any(query.thought_tokens for query in found):
             expanded = bm25(self._expanded([query.thought for query in found]))
             runs |= {EXPANDED: expanded, BOTH: fuse([own, expanded])}
         return runs

@@ -125,7 +125,8 @@ def merged_sha256(base: str, folder: Path) -> str:
         base: The base's own sha256.
         folder: The adapter's.
     """
-    return hashlib.sha256((base + sha256_file(folder / WEIGHTS)).encode()).hexdigest()
+    own = [sha256_file(folder / name) for name in (WEIGHTS, CONFIG)]
+    return hashlib.sha256("".join([base, *own]).encode()).hexdigest()
 
 
 def _read_config(path: Path) -> _Config:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from t1_edge import __version__
-from t1_edge.build import MANIFEST, Build, Format
-from t1_edge.cache import build_dir
+from t1_edge.build import Build, Decoder, Format
+from t1_edge.cache import model_dir
 from t1_edge.engines.select import installed_engines
 from t1_edge.errors import BuildError, ExportError, MissingExtraError
 from t1_edge_export.adapter import merged_sha256, with_adapter
@@ -15,7 +15,7 @@ from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.pipeline import Request
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import WHEELS, pull
-from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.quantizer import Quantizer, weighted
 from t1_edge_export.quantize.statistics import read_statistics
 from t1_edge_export.vocabulary import with_tokens
 
@@ -41,19 +41,32 @@ class Model:
 
         Args:
             formats: What it has to hold.
+
+        Raises:
+            ExportError: If it holds some of what an installation with other engines needs, which a
+                new one would take away.
         """
         try:
-            found = Build(build_dir(self.name))
+            found = Build(model_dir(self.name))
         except BuildError:
             return None
         manifest = found.manifest
-        current = (
+        if not (
             manifest.tools.get("t1-edge") == __version__
             and manifest.contract == PRESETS[self.name]
             and manifest.source.sha256 == self._sha256()
-            and set(formats) <= set(manifest.formats)
-        )
-        return found if current else None
+            and manifest.calibration == self._quantizer(manifest.decoder).calibration
+        ):
+            return None
+        if set(formats) <= set(manifest.formats):
+            return found
+        if lost := set(manifest.formats) - set(formats):
+            raise ExportError(
+                f"{found.path} was made for {', '.join(manifest.formats)}, and here only "
+                f"{', '.join(formats)} can be written: install the engine of {min(lost)} too, or "
+                "set T1_EDGE_CACHE to a place of this installation's own"
+            )
+        return None
 
     def open(self, say: Callable[[str], None]) -> Checkpoint:
         """The base, pulled if it is not there, merged with the adapter.
@@ -69,38 +82,23 @@ class Model:
         return with_adapter(with_tokens(base, PRESETS[self.name].added_tokens), self.folder)
 
     def request(self, checkpoint: Checkpoint, formats: Sequence[Format]) -> Request:
-        """What to export, into the cache.
+        """What to export, into the cache; an older build there is replaced.
 
         Args:
             checkpoint: What `open` gave.
             formats: Engines to write for.
-
-        Raises:
-            ExportError: If a build of something else stands there under the model's name.
         """
-        destination = build_dir(self.name)
-        self._check_own(destination, checkpoint)
         return Request(
             name=self.name,
-            destination=destination,
+            destination=model_dir(self.name),
             contract=PRESETS[self.name],
             formats=formats,
-            quantizer=weighted(read_statistics(self.folder / STATISTICS, checkpoint.decoder)),
+            quantizer=self._quantizer(checkpoint.decoder),
             force=True,
         )
 
-    def _check_own(self, destination: Path, checkpoint: Checkpoint) -> None:
-        if not (destination / MANIFEST).is_file():
-            return
-        try:
-            other = Build(destination).manifest.source.id
-        except BuildError:
-            return  # damaged, or of an older schema: what is written now takes its place
-        if other != checkpoint.source.id:
-            raise ExportError(
-                f"{destination} holds a build of {other}: it will not be replaced; move it away, "
-                f"for {self.name!r} is the name of a model that comes with t1-edge"
-            )
+    def _quantizer(self, decoder: Decoder) -> Quantizer:
+        return weighted(read_statistics(self.folder / STATISTICS, decoder))
 
     def _sha256(self) -> str:
         return merged_sha256(WHEELS[self.base].member_sha256, self.folder)

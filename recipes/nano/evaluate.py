@@ -115,15 +115,11 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
     found = searcher.think(budget)
     for system, run in searcher.runs(found).items():
         line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
-        yield (
-            msgspec.structs.replace(
-                line,
-                seconds=_seconds(searcher, budget),
-                thought_tokens=float(np.mean([len(query.thought_tokens) for query in found])),
-            )
-            if system == DENSE
-            else line
-        )
+        if system == DENSE:
+            tokens = float(np.mean([len(query.thought_tokens) for query in found]))
+            seconds = _seconds(searcher, budget)
+            line = msgspec.structs.replace(line, seconds=seconds, thought_tokens=tokens)
+        yield line
     if budget:
         texts = [query.text for query in task.dataset.queries]
         others = [query.thought for query in (*found[1:], found[0])]

@@ -10,14 +10,12 @@ from typing import Final
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from transformers import DynamicCache
 
-from recipes.nano import attention
-from t1_edge.build import Decoder
+from recipes.nano.layers import LoRALinear, load_decoder
 from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
-from t1_edge_export.decoder import EMBEDDING, tensors
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.vocabulary import with_tokens
 
@@ -34,61 +32,50 @@ Block = Callable[..., Tensor]
 """One layer of the decoder: states to states, [rows, tokens, hidden]."""
 
 
-class LoRALinear(nn.Module):
-    """A frozen linear layer plus scale * B A (LoRA, arXiv 2106.09685).
-
-    Args:
-        base: The layer; its weights get no gradient.
-        rank: Rows of A.
-        scale: Factor of the product, alpha / rank.
-    """
-
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
-        super().__init__()
-        self.base = base
-        self.scale = scale
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of x."""
-        low = nn.functional.linear(x, self.lora_A.to(x.dtype) * self.scale)
-        added: Tensor = self.base(x) + nn.functional.linear(low, self.lora_B.to(x.dtype))
-        return added
-
-
 class Student(nn.Module):
     """A Llama decoder of frozen bfloat16 weights, with what is trained in float32.
 
     Args:
         checkpoint: The float weights, new tokens included as the last rows of the embedding.
         new: The new tokens' ids.
+        closing: Of them, the one that a thought is closed with.
         rank: Of the adapter.
         alpha: Of the adapter.
         first_layer: Blocks below it stay as they are. Above 0, what stands below it is not
-            differentiated, and a new token's row learns as a row of the head alone.
+            differentiated, and of the new tokens' rows only the closing one learns, as a row of
+            the head: what the others begin as is what documents are read with for good.
         cached_tokens: Most tokens whose states below the first trained block are kept, for rows
-            that are read again.
+            that are read again and hold no token that learns.
+
+    Raises:
+        ValueError: If states are to be kept that every step changes.
     """
+
+    _learning: Tensor
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         new: Sequence[int],
         *,
+        closing: int,
         rank: int,
         alpha: int,
         first_layer: int,
         cached_tokens: int = 0,
     ) -> None:
         super().__init__()
+        if cached_tokens and not first_layer:
+            raise ValueError("with first_layer = 0 there are no states to keep: cached_tokens is 0")
         self.decoder: Final = checkpoint.decoder
         self.rank, self.alpha, self.first_layer = rank, alpha, first_layer
-        self.model = _load(checkpoint)
+        self.model = load_decoder(checkpoint)
         self.first_new = min(new)
         rows = self.model.embed_tokens.weight[self.first_new : self.first_new + len(new)]
         self.rows = nn.Parameter(rows.detach().float().clone())
+        self._closing = closing
+        learning = torch.tensor([not first_layer or token == closing for token in sorted(new)])
+        self.register_buffer("_learning", learning[:, None], persistent=False)
         for layer in list(self.model.layers)[first_layer:]:
             for owner, names in ((layer.self_attn, _ATTENTION), (layer.mlp, _MLP)):
                 for name in names:
@@ -97,10 +84,10 @@ class Student(nn.Module):
         self._lower_blocks: Sequence[Block] = layers[:first_layer]
         self._upper_blocks: Sequence[Block] = layers[first_layer:]
         self._kept: dict[tuple[int, ...], Tensor] = {}
-        self._room = cached_tokens if first_layer else 0
+        self._room = self._most_kept = cached_tokens
 
     def compile_blocks(self) -> None:
-        """Fuse what stands between the matrix products of the trained blocks; minutes, once."""
+        """Fuse what stands between the matrix products of the trained blocks; a minute, once."""
         compiled = [torch.compile(block, dynamic=True) for block in self._upper_blocks]
         self._upper_blocks = compiled
 
@@ -133,28 +120,27 @@ class Student(nn.Module):
 
     def _lower_rows(self, rows: Sequence[tuple[int, ...]], keep: bool) -> Tensor:
         """`_lower` of rows, padded; what is kept is not computed again."""
-        device = self.rows.device
         new = [row for row in dict.fromkeys(rows) if row not in self._kept]
         fresh: dict[tuple[int, ...], Tensor] = {}
         if new:
-            states = self._lower(pad(new).to(device))
+            states = self._lower(pad(new).to(self.rows.device))
             if len(new) == len(rows) and not keep:
                 return states
             fresh = {row: s[: len(row)] for row, s in zip(new, states, strict=True)}
         if keep:
             self._keep(fresh)
-        padded = torch.zeros(
-            len(rows), max(map(len, rows)), self.decoder.hidden, dtype=torch.bfloat16, device=device
-        )
-        for line, row in zip(padded, rows, strict=True):
-            line[: len(row)] = self._kept[row] if row in self._kept else fresh[row]
-        return padded
+        found = [self._kept[row] if row in self._kept else fresh[row] for row in rows]
+        return nn.utils.rnn.pad_sequence(found, batch_first=True)
 
     def _keep(self, fresh: Mapping[tuple[int, ...], Tensor]) -> None:
         for row, states in fresh.items():
-            if self._room >= len(row):
+            if self._room >= len(row) and self._closing not in row:
                 self._room -= len(row)
                 self._kept[row] = states.clone()
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._room = self._most_kept
 
     def _embed(self, ids: Tensor) -> Tensor:
         rows = self.rows if self.first_layer == 0 else self.rows.detach()
@@ -218,7 +204,7 @@ class Student(nn.Module):
         Args:
             rows: Token ids.
             places: Which tokens of each row.
-            keep: Remember the rows' states below the first trained block.
+            keep: Remember the rows' states below the first trained block, if there is room.
             most: Tokens, padding included, that are read together.
         """
         most = most or (2048 if self.rows.device.type == "cpu" else 16384)
@@ -226,7 +212,7 @@ class Student(nn.Module):
         found: list[Tensor] = []
         origin: list[int] = []
         for chosen in _chunks(sorted(range(len(rows)), key=lambda at: len(rows[at])), rows, most):
-            below = self._lower_rows([rows[at] for at in chosen], keep and self.first_layer > 0)
+            below = self._lower_rows([rows[at] for at in chosen], keep)
             lines = [line for line, at in enumerate(chosen) for _ in places[at]]
             found.append(self._upper(below)[lines, [p for at in chosen for p in places[at]]])
             origin += [i for at in chosen for i in range(starts[at], starts[at + 1])]
@@ -251,7 +237,8 @@ class Student(nn.Module):
         """Scores of the next token, float32 [..., vocabulary], by the tied head."""
         weight = self.model.embed_tokens.weight
         behind = self.first_new + len(self.rows)
-        head = torch.cat([weight[: self.first_new], self.rows.to(weight.dtype), weight[behind:]])
+        rows = torch.where(self._learning, self.rows, self.rows.detach())
+        head = torch.cat([weight[: self.first_new], rows.to(weight.dtype), weight[behind:]])
         return nn.functional.linear(states, head).float()
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -286,11 +273,22 @@ class Student(nn.Module):
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Take the adapter of a folder that `save` wrote."""
+        """Take the adapter of a folder that `save` wrote.
+
+        Raises:
+            ValueError: If it adapts other layers than this student.
+        """
         stored = load_file(folder / ADAPTER)
+        wanted = {self._key(name): parameter for name, parameter in self.trained().items()}
+        if apart := stored.keys() ^ wanted.keys():
+            raise ValueError(
+                f"{folder} adapts other layers than those from {self.first_layer} on: only one "
+                f"has {min(apart)}"
+            )
         with torch.no_grad():
-            for name, parameter in self.trained().items():
-                parameter.copy_(stored[self._key(name)])
+            for key, parameter in wanted.items():
+                parameter.copy_(stored[key])
+        self._forget()
 
     @staticmethod
     def _key(name: str) -> str:
@@ -350,6 +348,7 @@ def new_student(
     student = Student(
         checkpoint,
         new,
+        closing=codec.close_id,
         rank=rank,
         alpha=alpha,
         first_layer=first_layer,
@@ -386,35 +385,3 @@ def _chunks(
         if at == len(order) or len(rows[order[at]]) * (at + 1 - start) > most:
             yield order[start:at]
             start = at
-
-
-def _load(checkpoint: Checkpoint) -> LlamaModel:
-    config = LlamaConfig(**_config(checkpoint.decoder), attn_implementation=attention.NAME)
-    weights = {
-        spec.name.removeprefix("model."): torch.from_numpy(
-            checkpoint.rows(spec.name, 0, spec.shape[0])
-        ).bfloat16()
-        for spec in tensors(checkpoint.decoder)
-    }
-    with torch.device("meta"):
-        model = LlamaModel(config)
-    model.load_state_dict(weights, assign=True)
-    model.rotary_emb = type(model.rotary_emb)(config)
-    assert f"model.{next(iter(weights))}" == EMBEDDING
-    return model.requires_grad_(False)
-
-
-def _config(decoder: Decoder) -> Mapping[str, object]:
-    return {
-        "hidden_size": decoder.hidden,
-        "intermediate_size": decoder.intermediate,
-        "num_hidden_layers": decoder.layers,
-        "num_attention_heads": decoder.heads,
-        "num_key_value_heads": decoder.kv_heads,
-        "head_dim": decoder.head_dim,
-        "vocab_size": decoder.vocabulary,
-        "max_position_embeddings": decoder.positions,
-        "rope_theta": decoder.rope_theta,
-        "rms_norm_eps": decoder.norm_epsilon,
-        "tie_word_embeddings": True,
-    }

@@ -54,7 +54,7 @@ class Learner:
     ) -> Tensor:
         """Vectors of questions behind a thought each, float32 [b, d]."""
         rows = [self.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
-        return self.student.vectors(rows, keep=not any(thoughts))
+        return self.student.vectors(rows)
 
     def think(
         self, examples: NDArray[np.int64], *, temperature: float, seed: int = 0
@@ -86,14 +86,13 @@ class Learner:
         return (*self.stream.queries[int(example)], *thought, *end)
 
     def write_and_read(
-        self, examples: NDArray[np.int64], thoughts: Sequence[Sequence[int]], *, keep: bool = False
+        self, examples: NDArray[np.int64], thoughts: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors behind thoughts, and how likely the thoughts were, in one pass.
 
         Args:
             examples: Questions, int64 [b].
             thoughts: Token ids.
-            keep: Whether the same thoughts will come again.
 
         Returns:
             Vectors, float32 [b, d]; the log-probability of each token of the thoughts and of the
@@ -107,7 +106,7 @@ class Learner:
             (*range(begin, begin + len(goal)), len(row) - 1)
             for begin, goal, row in zip(begins, goals, rows, strict=True)
         ]
-        states = self.student.states(rows, places, keep=keep)
+        states = self.student.states(rows, places)
         ends = torch.tensor([*itertools.accumulate(map(len, places))], device=self.device) - 1
         writes = torch.ones(len(states), dtype=torch.bool, device=self.device)
         writes[ends] = False
@@ -160,7 +159,7 @@ def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     if not learner.config.thoughts:
         return loss, parts
     thoughts = [learner.stream.thoughts[at] for at in batch.examples]
-    vectors, likely, owners = learner.write_and_read(batch.examples, thoughts, keep=True)
+    vectors, likely, owners = learner.write_and_read(batch.examples, thoughts)
     reading, found = learner.reading_loss(vectors, documents, batch)
     writers = torch.from_numpy(_writers(thoughts, learner.config.empty_share)).to(learner.device)
     writing = -likely[writers[owners]].mean()

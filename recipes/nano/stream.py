@@ -52,7 +52,7 @@ class Stream:
         weights: How many times its share a set is drawn, by name; 1 where it is not named.
 
     Raises:
-        ValueError: If there is no set of a name that has a weight.
+        ValueError: If there is no set of a name that has a weight, or `judged` and nothing is.
     """
 
     def __init__(
@@ -84,15 +84,17 @@ class Stream:
         self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
+        if not self._parts["train"]:
+            raise ValueError(f"{folder} has no example that was judged: run thoughts.py first")
         self._together, self._helped = together, round(together * helped)
         self._shares = self._set_shares(judged, weights or {})
 
     def _members(self, part: str, without: Container[int]) -> Mapping[str, NDArray[np.int64]]:
         own = [(at, e.set) for at, e in enumerate(self.examples) if e.part == part]
-        names = sorted({name for _, name in own})
+        kept = [(at, name) for at, name in own if at not in without]
         return {
-            name: np.array([at for at, set_ in own if set_ == name and at not in without])
-            for name in names
+            name: np.array([at for at, set_ in kept if set_ == name])
+            for name in sorted({name for _, name in kept})
         }
 
     def _set_shares(self, judged: bool, weights: Mapping[str, float]) -> NDArray[np.float64]:
@@ -118,8 +120,7 @@ class Stream:
 
         Args:
             step: Counted from 0.
-            size: Examples, a multiple of those that stand together; fewer where a set drawn
-                several times runs out.
+            size: Examples, a multiple of those that stand together; fewer where a set runs out.
             negatives: Hard negatives of each example.
             seed: Of the run.
         """

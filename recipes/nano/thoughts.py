@@ -254,6 +254,8 @@ def main(data: Path, student: Path, most: int, whole: Sequence[str], distractors
     teacher = np.load(data / "documents.npy")
     others = np.random.default_rng(0).choice(len(documents), distractors, replace=False)
     thoughts = read_thoughts(data) or [None] * len(examples)
+    if unknown := set(whole) - {example.set for example in examples}:
+        raise click.BadParameter(f"no set {min(unknown)!r}", param_hint="--whole")
     for name, members in groups(examples):
         judged = members if name.split()[0] in whole else members[:most]
         due = [at for at in judged if thoughts[at] is None]

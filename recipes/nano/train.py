@@ -56,9 +56,11 @@ class Run:
             weights=config.weights,
         )
         self.learner = Learner(student, codec, stream, config)
-        self.optimizer = torch.optim.AdamW(
-            student.trained().values(), config.rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
+        trained = student.trained()
+        # Decay would move rows that do not learn.
+        groups = [{"params": [trained.pop("rows")], "weight_decay": 0.0}]
+        groups.append({"params": [*trained.values()], "weight_decay": 0.01})
+        self.optimizer = torch.optim.AdamW(groups, config.rate, betas=(0.9, 0.98))
 
     def resume(self) -> None:
         """Go on where checkpoint.pt of an earlier run stands, if there is one."""

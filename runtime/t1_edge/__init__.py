@@ -1,7 +1,7 @@
 """t1-edge: a thinking text encoder on the machine in front of you.
 
 >>> from t1_edge import Encoder
->>> encoder = Encoder.load("smollm2-135m")  # a cached build's name, or a path
+>>> encoder = Encoder.load("nano")  # a cached build's name, or a path
 >>> query = encoder.encode_query("why do leaves turn red", budget=16)
 >>> vectors = encoder.encode_documents(["Chlorophyll breaks down in autumn."])
 """

@@ -1,8 +1,9 @@
 """Where t1-edge keeps what it pulled and exported.
 
 Under the user's cache directory, or under `T1_EDGE_CACHE` where that is set:
-`checkpoints/NAME/` holds float weights, `builds/NAME/` holds builds, `vectors/` the bench's
-document vectors, `checked/` notes which build was self-tested on which engine.
+`checkpoints/NAME/` holds float weights, `builds/NAME/` builds that the user exported,
+`models/NAME/` those of models that come with t1-edge, `vectors/` the bench's document vectors,
+`checked/` notes which build was self-tested on which engine.
 """
 
 import os
@@ -13,6 +14,9 @@ import platformdirs
 
 from t1_edge.build import MANIFEST
 from t1_edge.errors import CacheError
+
+MODELS: Final = ("nano",)
+"""Models that come with t1-edge; no other build can have their names in the cache."""
 
 _LONGEST_NAME: Final = 200
 """Bytes: what file systems allow, less what staging puts around a name."""
@@ -25,12 +29,22 @@ def cache_dir() -> Path:
 
 
 def build_dir(name: str) -> Path:
-    """Where the build of this name belongs, whether it exists or not.
+    """Where a user's build of this name belongs, whether it exists or not.
 
     Raises:
-        CacheError: If the name could lead out of the cache, or is none that a file can have.
+        CacheError: If the name could lead out of the cache, is none that a file can have, or
+            belongs to a model that comes with t1-edge.
     """
+    if name in MODELS:
+        raise CacheError(
+            f"{name!r} is a model that comes with t1-edge: give the build another name"
+        )
     return cache_dir() / "builds" / _plain(name)
+
+
+def model_dir(name: str) -> Path:
+    """Where the build of one of `MODELS` belongs, whether it exists or not."""
+    return cache_dir() / "models" / name
 
 
 def checkpoint_dir(name: str) -> Path:
@@ -61,11 +75,11 @@ def find_build(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if os.path.isfile(path / MANIFEST):  # false for a path that is too long, where Path raises
         return path
-    builds = cache_dir() / "builds"
-    if len(path.parts) == 1 and os.path.isfile(builds / path / MANIFEST):
-        return builds / path
+    kept = cache_dir() / ("models" if str(name_or_path) in MODELS else "builds")
+    if len(path.parts) == 1 and os.path.isfile(kept / path / MANIFEST):
+        return kept / path
     raise CacheError(
         f"no build {str(name_or_path)!r}: neither a directory with a {MANIFEST} nor one of "
-        f"{builds}; `t1-edge pull nano` brings the model that comes with t1-edge, `t1-edge export` "
+        f"{kept}; `t1-edge pull nano` brings the model that comes with t1-edge, `t1-edge export` "
         "makes others"
     )

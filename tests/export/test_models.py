@@ -1,6 +1,7 @@
 """nano: what ships is what `t1-edge pull nano` builds, once."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from click.testing import CliRunner, Result
 
 import t1_edge_export.models as module
 from t1_edge.build import MANIFEST, Build
-from t1_edge.cache import build_dir, checkpoint_dir
+from t1_edge.cache import checkpoint_dir, model_dir
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
 from t1_edge.errors import ExportError, MissingExtraError
 from t1_edge_export.checkpoint import PULLED
 from t1_edge_export.models import MODELS, formats_here
+from tiny import TINY_CONTRACT, Tiny
 
 NANO = MODELS["nano"]
 
@@ -27,7 +29,7 @@ def cache(nano: Build, smollm2_gguf: Path, own_cache: Path) -> Path:
     """A cache that has the base and nano's build, without copies of either."""
     for link, target in (
         (checkpoint_dir("smollm2-135m") / PULLED, smollm2_gguf),
-        (build_dir("nano"), nano.path),
+        (model_dir("nano"), nano.path),
     ):
         link.parent.mkdir(parents=True)
         link.symlink_to(target)
@@ -48,7 +50,7 @@ def test_what_ships_is_small() -> None:
 def test_nano_passes_the_gate_with_what_ships(nano: Build) -> None:
     manifest = nano.manifest
     assert manifest.formats == ("onnx", "gguf")
-    assert manifest.calibration.startswith("importance: ")
+    assert manifest.calibration.startswith("importance ")
     assert manifest.source.id.endswith(" + nano")
     assert not manifest.verification.drift_allowed
 
@@ -60,43 +62,59 @@ def test_a_second_pull_finds_the_first(cache: Path, nano: Build) -> None:
     assert "in the cache" in found.stderr
 
 
+@pytest.mark.parametrize("changed", ["adapter_model.safetensors", "adapter_config.json"])
 def test_what_is_in_the_cache_must_be_what_ships(
-    cache: Path, nano: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str
 ) -> None:
     assert NANO.cached(["onnx", "gguf"]) is not None
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"another")
+    for path in NANO.folder.iterdir():
+        shutil.copy(path, tmp_path)
+    assert replace(NANO, folder=tmp_path).cached(["onnx"]) is not None
+    with (tmp_path / changed).open("ab") as file:
+        file.write(b" ")
     assert replace(NANO, folder=tmp_path).cached(["onnx"]) is None
     monkeypatch.setattr(module, "__version__", "next")
     assert NANO.cached(["onnx"]) is None
 
 
-def test_a_build_of_one_engine_is_not_enough_for_two(cache: Path, nano: Build) -> None:
-    copy = cache / "one"
+def _keep_only(cache: Path, nano: Build, **changed: object) -> None:
+    """Put a copy of nano's build in the cache, with another manifest."""
+    copy = cache / "copy"
     copy.mkdir()
     for path in nano.path.iterdir():
         (copy / path.name).symlink_to(path)
-    one = msgspec.structs.replace(nano.manifest, formats=("onnx",))
     (copy / MANIFEST).unlink()
-    (copy / MANIFEST).write_bytes(one.to_json())
-    build_dir("nano").unlink()
-    copy.rename(build_dir("nano"))
+    manifest = msgspec.structs.replace(nano.manifest, **changed)
+    (copy / MANIFEST).write_bytes(manifest.to_json())
+    model_dir("nano").unlink()
+    copy.rename(model_dir("nano"))
+
+
+def test_a_build_of_one_engine_is_not_enough_for_two(cache: Path, nano: Build) -> None:
+    _keep_only(cache, nano, formats=("onnx",))
     assert NANO.cached(["onnx"]) is not None
     assert NANO.cached(["onnx", "gguf"]) is None
 
 
-def test_a_build_of_something_else_is_not_replaced(
-    cache: Path, tiny_build: Callable[..., Build]
+def test_the_build_of_another_installation_is_not_taken_away(cache: Path, nano: Build) -> None:
+    _keep_only(cache, nano, formats=("gguf",))
+    with pytest.raises(ExportError, match="install the engine of gguf too"):
+        NANO.cached(["onnx"])
+
+
+@pytest.mark.parametrize("changed", [{"calibration": ""}, {"contract": TINY_CONTRACT}])
+def test_what_changes_vectors_makes_a_new_build(
+    cache: Path, nano: Build, changed: dict[str, object]
 ) -> None:
-    build_dir("nano").unlink()
-    build_dir("nano").symlink_to(tiny_build("llama", "portable").path)
-    found = _pull("nano")
+    _keep_only(cache, nano, **changed)
+    assert NANO.cached(["onnx", "gguf"]) is None
+
+
+def test_nobody_else_is_called_nano(own_cache: Path, tiny: Callable[..., Tiny]) -> None:
+    found = CliRunner().invoke(main, ["export", str(tiny("llama").folder), "--name", "nano"])
     assert found.exit_code == 1
-    assert "will not be replaced" in found.stderr
-    checkpoint = NANO.open(lambda text: None)
-    with pytest.raises(ExportError, match="move it away"):
-        NANO.request(checkpoint, ["onnx"])
-    build_dir("nano").unlink()
-    assert NANO.request(checkpoint, ["onnx"]).destination == build_dir("nano")
+    assert "give the build another name" in found.stderr
+    assert not own_cache.exists()
 
 
 def test_without_an_engine_pull_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

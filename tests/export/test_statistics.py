@@ -82,6 +82,14 @@ def test_the_file_gives_back_what_was_saved(
     assert stored["blk.0.ffn_down.weight.in_sum2"].shape == (1, checkpoint.decoder.intermediate)
 
 
+def test_other_figures_have_another_digest(statistics: Statistics) -> None:
+    name, means = next(iter(statistics.importance.items()))
+    other = dataclasses.replace(statistics, importance={**statistics.importance, name: means * 2})
+    assert other.digest != statistics.digest
+    same = dataclasses.replace(statistics, importance=dict(sorted(statistics.importance.items())))
+    assert same.digest == statistics.digest
+
+
 def test_they_lower_the_error_of_what_layers_give(
     statistics: Statistics, checkpoint: Checkpoint, tiny: Callable[..., Tiny], tmp_path: Path
 ) -> None:
@@ -103,7 +111,8 @@ def test_they_lower_the_error_of_what_layers_give(
     )
     builds = [export(checkpoint, wanted) for wanted in (request, asked, twice)]
     found = [build.manifest.calibration for build in builds]
-    assert found == ["", "importance: three rows", "GPTQ: three rows"]
+    known = f"importance {statistics.digest}: three rows"
+    assert found == ["", known, "GPTQ: three rows"]
     assert "GPTQ: three rows" in (builds[2].path / "README.md").read_text(encoding="utf-8")
     assert len({build.manifest.fingerprint for build in builds}) == 3
     files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in builds]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from t1_edge.cache import build_dir, checkpoint_dir, find_build
+from t1_edge.build import MANIFEST
+from t1_edge.cache import build_dir, checkpoint_dir, find_build, model_dir
 from t1_edge.errors import CacheError, ContractError
 from t1_edge_export.checkpoint import find_checkpoint
 from t1_edge_export.presets import find_contract
@@ -19,10 +20,23 @@ def test_a_name_cannot_lead_out_of_the_cache(own_cache: Path, name: str) -> None
             place(name)
 
 
-@pytest.mark.parametrize("name", ["nano", "Qwen3 4B (mine)", "smollm2-135m.q4", "größe"])
+@pytest.mark.parametrize("name", ["nano-2", "Qwen3 4B (mine)", "smollm2-135m.q4", "größe"])
 def test_other_names_are_directories_of_it(own_cache: Path, name: str) -> None:
     assert build_dir(name) == own_cache / "builds" / name
     assert checkpoint_dir(name) == own_cache / "checkpoints" / name
+
+
+def test_the_name_of_a_model_is_not_a_users(own_cache: Path) -> None:
+    with pytest.raises(CacheError, match="give the build another name"):
+        build_dir("nano")
+    mine = own_cache / "builds" / "nano"
+    mine.mkdir(parents=True)
+    (mine / MANIFEST).touch()
+    with pytest.raises(CacheError, match="t1-edge pull nano"):
+        find_build("nano")
+    model_dir("nano").mkdir(parents=True)
+    (model_dir("nano") / MANIFEST).touch()
+    assert find_build("nano") == model_dir("nano")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ""])

@@ -17,6 +17,7 @@ def demo(fresh: bool, as_json: bool) -> None:
     """
     import msgspec
 
+    from t1_edge.engines.select import installed_formats
     from t1_edge_bench import demo as path
     from t1_edge_bench.pydoc import passages
     from t1_edge_export.cli.pull import model_build
@@ -25,7 +26,7 @@ def demo(fresh: bool, as_json: bool) -> None:
     build = model_build(MODELS["nano"], fresh=fresh)
     rows = [path.baseline()]
     answers: list[path.Answer] = []
-    for format in build.manifest.formats:
+    for format in installed_formats(build):
         with progress(len(passages()), "encoding") as update:
             row, answers = path.measure(build, format, say, update)
         rows.append(row)

@@ -41,7 +41,7 @@ def weighted(statistics: Statistics) -> Quantizer:
     def q4_0(spec: TensorSpec, weights: Float32Array) -> Blocks:
         return quantize_q4_0(weights, statistics.importance[spec.name])
 
-    return Quantizer(q4_0=q4_0, calibration=f"importance: {statistics.dataset}")
+    return Quantizer(q4_0=q4_0, calibration=f"importance {statistics.digest}: {statistics.dataset}")
 
 
 def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Quantizer:

@@ -5,6 +5,7 @@ squares by channel, and `<name>.counts`, the tokens
 (https://github.com/ggml-org/llama.cpp/pull/9400).
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,14 @@ class Statistics:
     importance: Mapping[str, Float32Array]
     tokens: int
     dataset: str
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that change with the figures."""
+        found = hashlib.sha256()
+        for name, means in sorted(self.importance.items()):
+            found.update(name.encode() + means.tobytes())
+        return found.hexdigest()[:12]
 
     def save(self, path: Path, decoder: Decoder) -> None:
         """Write a file that llama.cpp reads as an importance matrix, too.
