@@ -30,7 +30,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         temperature: Of the student's similarities (InfoNCE, arXiv 1807.03748).
         teacher_temperature: Of the teacher's.
         distillation: Weight of the divergence from the teacher's ranking.
-        writing: Weight of the cross-entropy on thoughts.
+        words: Of a document, how many the representation stage goes on predicting.
+        writing: Weight of the cross-entropy on thoughts, or on those words.
         empty_share: Most of the batch that learns to write nothing.
         query_tokens: Longest query.
         document_tokens: Longest document.
@@ -64,6 +65,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     temperature: float = 0.05
     teacher_temperature: float = 0.05
     distillation: float = 1.0
+    words: int = 0
     writing: float = 0.2
     empty_share: float = 0.25
     query_tokens: int = 48

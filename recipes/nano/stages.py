@@ -100,20 +100,47 @@ class Learner:
         """
         rows = [self.row(at, thought) for at, thought in zip(examples, thoughts, strict=True)]
         begins = [len(self.stream.queries[at]) - 1 for at in examples]
-        goals = [(*thought, self.codec.close_id) for thought in thoughts]
-        # The tokens that write the thought and close it, and the row's last, which reads it.
-        places = [
-            (*range(begin, begin + len(goal)), len(row) - 1)
-            for begin, goal, row in zip(begins, goals, rows, strict=True)
+        writes = [
+            range(begin, begin + len(thought) + 1)
+            for begin, thought in zip(begins, thoughts, strict=True)
         ]
-        states = self.student.states(rows, places)
+        vectors, likely = self._read_and_likelihood(rows, writes)
+        owners = torch.tensor([owner for owner, own in enumerate(writes) for _ in own])
+        return vectors, likely, owners.to(self.device)
+
+    def documents_and_words(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Vectors of documents, and how likely some of their words are, in one pass.
+
+        Returns:
+            Vectors, float32 [n, d]; the log-probability of up to `config.words` tokens of each
+            document, the same ones always, float32 [tokens].
+        """
+        rows = [self.stream.documents[at] for at in chosen]
+        # The template's first token has nothing before it; its last, and emb_token, are no words.
+        inner = [np.arange(1, len(row) - 3) for row in rows]
+        writes = [
+            np.random.default_rng(int(at)).permutation(places)[: self.config.words].tolist()
+            for at, places in zip(chosen, inner, strict=True)
+        ]
+        return self._read_and_likelihood(rows, writes, keep=True)
+
+    def _read_and_likelihood(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        writes: Sequence[Sequence[int]],
+        *,
+        keep: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors at the ends of rows, and how likely the tokens behind some places are."""
+        places = [(*own, len(row) - 1) for own, row in zip(writes, rows, strict=True)]
+        states = self.student.states(rows, places, keep=keep)
         ends = torch.tensor([*itertools.accumulate(map(len, places))], device=self.device) - 1
-        writes = torch.ones(len(states), dtype=torch.bool, device=self.device)
-        writes[ends] = False
-        goal = torch.tensor([token for tokens in goals for token in tokens], device=self.device)
-        likely = -cross_entropy(self.student.logits(states[writes]), goal, reduction="none")
-        which = torch.tensor([owner for owner, goal in enumerate(goals) for _ in goal])
-        return normalize(states[ends].float(), dim=-1), likely, which.to(self.device)
+        inner = torch.ones(len(states), dtype=torch.bool, device=self.device)
+        inner[ends] = False
+        goals = [row[at + 1] for own, row in zip(writes, rows, strict=True) for at in own]
+        goal = torch.tensor(goals, device=self.device)
+        likely = -cross_entropy(self.student.logits(states[inner]), goal, reduction="none")
+        return normalize(states[ends].float(), dim=-1), likely
 
     def reading_loss(
         self, queries: Tensor, documents: Tensor, batch: Batch
@@ -143,9 +170,18 @@ class Learner:
 
 
 def representation(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
-    """Stage 1: questions without a thought find their documents."""
-    documents = learner.documents(batch.documents)
-    return learner.reading_loss(learner.direct(batch.examples), documents, batch)
+    """Stage 1: questions without a thought find their documents.
+
+    With `config.words`, the student goes on predicting the words of documents meanwhile: without,
+    it forgets how to write (docs/LOG.md).
+    """
+    queries = learner.direct(batch.examples)
+    if not learner.config.words:
+        return learner.reading_loss(queries, learner.documents(batch.documents), batch)
+    documents, likely = learner.documents_and_words(batch.documents)
+    loss, parts = learner.reading_loss(queries, documents, batch)
+    words = -likely.mean()
+    return loss + learner.config.writing * words, {**parts, "words": words.item()}
 
 
 def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:

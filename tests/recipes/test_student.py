@@ -151,6 +151,25 @@ def test_writing_and_reading_is_a_plain_pass(make: Make, stream: Callable[..., S
             np.testing.assert_allclose(likely[owners == at], expected, atol=1e-4)
 
 
+def test_words_of_documents_are_predicted_on_the_way(
+    make: Make, stream: Callable[..., Stream]
+) -> None:
+    student, codec = make(cached_tokens=1000)
+    learner = Learner(student, codec, stream(), Config(stage="representation", steps=1, words=2))
+    chosen = np.array([4, 31])
+    with torch.no_grad():
+        vectors, likely = learner.documents_and_words(chosen)
+        torch.testing.assert_close(vectors, learner.documents(chosen), atol=1e-5, rtol=0)
+        row = learner.stream.documents[4]
+        scores = student.logits(student(torch.tensor([row]))[0]).log_softmax(-1)
+    possible = [float(scores[at, row[at + 1]]) for at in range(1, len(row) - 3)]
+    assert len(likely) == 4
+    for found in likely[:2].tolist():
+        assert min(abs(found - value) for value in possible) < 1e-4
+    with torch.no_grad():
+        assert torch.equal(likely, learner.documents_and_words(chosen)[1])
+
+
 def test_a_set_with_a_weight_is_drawn_more(stream: Callable[..., Stream]) -> None:
     drawing = stream(weights={"b": 9.0})
     drawn = [at for step in range(40) for at in drawing.batch(step, 8, 0, seed=0).examples]
