@@ -17,6 +17,7 @@ from t1_edge.cache import checkpoint_dir, model_dir
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
 from t1_edge.errors import ExportError, MissingExtraError
+from t1_edge_bench import pydoc
 from t1_edge_export.checkpoint import PULLED
 from t1_edge_export.models import MODELS, formats_here
 from tiny import TINY_CONTRACT, Tiny
@@ -131,13 +132,22 @@ QUESTIONS = {
 }
 
 
+@pytest.mark.parametrize("budget", [None, 16])
 @pytest.mark.parametrize("engine", ["onnx", "gguf"])
-def test_nano_finds_facts_and_thinks(nano: Build, engine: str) -> None:
+def test_nano_finds_facts(nano: Build, engine: str, budget: int | None) -> None:
     """Questions written for the test, whose answers hardly share a word with them."""
     with Encoder.load(nano.path, engine=engine) as encoder:  # type: ignore[arg-type]
         facts = encoder.encode_documents(list(QUESTIONS.values()))
-        found = encoder.encode_queries(list(QUESTIONS))
+        found = encoder.encode_queries(list(QUESTIONS), budget=budget)
     scores = facts @ np.stack([query.vector for query in found]).T
     assert scores.argmax(axis=0).tolist() == list(range(len(QUESTIONS)))
+
+
+def test_nano_thinks_only_when_it_is_asked_to(nano: Build) -> None:
+    assert nano.manifest.contract.budget == 0
+    questions = [question.text for question in pydoc.questions()[:40]]
+    with Encoder.load(nano.path, engine="onnx") as encoder:
+        assert not any(query.thought for query in encoder.encode_queries(questions))
+        found = encoder.encode_queries(questions, budget=16)
     assert any(query.thought for query in found)
-    assert {query.stopped_by for query in found} <= {"closed", "budget"}
+    assert {query.stopped_by for query in found} <= {"closed", "budget", "stop_token"}
