@@ -95,7 +95,7 @@ def quality(
                 truncated_documents=cut,
                 seconds_a_query=round(seconds / len(found), 4),
             )
-            for system, run in searcher.runs(found).items()
+            for system, run in searcher.runs(found, thinking=budget > 0).items()
         ]
     return rows
 

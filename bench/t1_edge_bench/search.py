@@ -55,19 +55,20 @@ class Searcher:
         """What vectors of the queries find."""
         return dense(self.dataset, self.documents, np.stack([query.vector for query in found]))
 
-    def runs(self, found: Sequence[QueryEmbedding]) -> Mapping[str, Run]:
+    def runs(self, found: Sequence[QueryEmbedding], *, thinking: bool) -> Mapping[str, Run]:
         """What the queries find, by the name of the system.
 
         Args:
             found: Of `think`.
+            thinking: Whether they were given a budget; a model may close a thought at once.
 
         Returns:
-            `DENSE` and `HYBRID`; where a query has a thought, `EXPANDED` and `BOTH` too, in which
-            BM25 reads the query and its thought as one text.
+            `DENSE` and `HYBRID`; with thinking `EXPANDED` and `BOTH` too, in which BM25 reads the
+            query and its thought as one text.
         """
         own = self.dense(found)
         runs = {DENSE: own, HYBRID: fuse([own, self.lexical])}
-        if any(query.thought_tokens for query in found):
+        if thinking:
             expanded = bm25(self._expanded([query.thought for query in found]))
             runs |= {EXPANDED: expanded, BOTH: fuse([own, expanded])}
         return runs

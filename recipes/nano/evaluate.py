@@ -113,7 +113,7 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
     """
     encoder = searcher.encoder
     found = searcher.think(budget)
-    for system, run in searcher.runs(found).items():
+    for system, run in searcher.runs(found, thinking=budget > 0).items():
         line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
         if system == DENSE:
             tokens = float(np.mean([len(query.thought_tokens) for query in found]))

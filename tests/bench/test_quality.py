@@ -155,7 +155,7 @@ def test_bm25_reads_a_query_and_its_thought(encoder: tuple[Encoder, _Counting]) 
     searcher = Searcher(encoder=encoder[0], dataset=data)
     texts = [query.text for query in data.queries]
     found = encoder[0].encode_queries(texts, thoughts=["soup", "soup"])
-    runs = searcher.runs(found)
+    runs = searcher.runs(found, thinking=True)
     assert "d3" not in searcher.lexical["q0"]
     assert {"d0", "d3"} <= set(runs[EXPANDED]["q0"])
     both = fuse([runs[DENSE], runs[EXPANDED]])
