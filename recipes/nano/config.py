@@ -38,7 +38,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         budget: Longest thought that is sampled.
         group: Thoughts that are sampled for a question.
         closing: Reward of a thought that ends by itself within the budget.
-        reading: Weight of the representation loss while thoughts are reinforced.
+        reading: Weight of finding documents, directly and behind a sampled thought, in stage 3.
         pool: Documents that rewards rank among.
         keep_every: Steps between two checkpoints.
         dev_every: Steps between two measurements on dev.

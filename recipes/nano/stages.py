@@ -216,7 +216,8 @@ def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     """Stage 3: GRPO (arXiv 2402.03300), one update a batch.
 
     A thought's reward is what it changes in the log-rank of the best answer against no thought, as
-    the frozen student ranks, and a bonus for closing by itself.
+    the frozen student ranks, and a bonus for closing by itself. Meanwhile the student learns to
+    read what it writes: the joint stage showed it thoughts better than its own.
     """
     config = learner.config
     examples = np.repeat(batch.examples, config.group)
@@ -226,14 +227,17 @@ def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     rewards = (gains + config.closing * closed).reshape(-1, config.group)
     spread = rewards.std(axis=1, keepdims=True)
     advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (spread + 1e-4)
-    _, likely, owners = learner.write_and_read(examples, thoughts)
+    vectors, likely, owners = learner.write_and_read(examples, thoughts)
     weights = torch.from_numpy(advantages.reshape(-1).astype(np.float32)).to(learner.device)
     # A thought that ran out of budget did not choose to close.
     chose = torch.ones_like(likely)
     ends = torch.cumsum(torch.tensor([len(t) + 1 for t in thoughts], device=learner.device), 0) - 1
     chose[ends] = torch.from_numpy(closed.astype(np.float32)).to(learner.device)
     policy = -(weights[owners] * likely * chose).sum() / chose.sum()
-    reading, _ = representation(learner, batch)
+    documents = learner.documents(batch.documents)
+    direct, _ = learner.reading_loss(learner.direct(batch.examples), documents, batch)
+    # One thought of each question: they are drawn alike.
+    behind, read = learner.reading_loss(vectors[:: config.group], documents, batch)
     parts = {
         "reward": float(rewards.mean()),
         "gain": float(gains.mean()),
@@ -242,7 +246,7 @@ def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
         "closed": float(closed.mean()),
         "length": float(np.mean([len(thought) for thought in thoughts])),
     }
-    return policy + config.reading * reading, parts
+    return policy + config.reading * (direct + behind), {**parts, **read}
 
 
 class Judge:
