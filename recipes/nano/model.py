@@ -91,23 +91,16 @@ class Student(nn.Module):
         compiled = [torch.compile(block, dynamic=True) for block in self._upper_blocks]
         self._upper_blocks = compiled
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Final hidden states of rows that are padded on the right.
-
-        Args:
-            ids: int64 [rows, tokens]. A causal row does not see its padding.
-
-        Returns:
-            bfloat16 [rows, tokens, hidden], behind the final norm.
-        """
-        return self._upper(self._lower(ids))
-
     def _lower(self, ids: Tensor) -> Tensor:
-        """States below the first trained block, bfloat16 [rows, tokens, hidden]."""
+        """States below the first trained block, bfloat16 [rows, tokens, hidden].
+
+        A causal row does not see its padding, which stands on the right.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.first_layer == 0):
             return self._run(self._embed(ids), self._lower_blocks)
 
     def _upper(self, states: Tensor) -> Tensor:
+        """Final states behind the norm, of what `_lower` gave."""
         normed: Tensor = self.model.norm(self._run(states, self._upper_blocks))
         return normed
 

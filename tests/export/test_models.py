@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import t1_edge_export.models as module
+from t1_edge import cache as places
 from t1_edge.build import MANIFEST, Build
 from t1_edge.cache import checkpoint_dir, model_dir
 from t1_edge.cli import main
@@ -39,6 +40,11 @@ def cache(nano: Build, smollm2_gguf: Path, own_cache: Path) -> Path:
 
 def _pull(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["pull", *arguments])
+
+
+def test_the_runtime_keeps_the_names_of_what_ships() -> None:
+    assert tuple(MODELS) == places.MODELS
+    assert all(model.name == name for name, model in MODELS.items())
 
 
 def test_what_ships_is_small() -> None:
