@@ -32,6 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         distillation: Weight of the divergence from the teacher's ranking.
         words: Of a document, how many the representation stage goes on predicting.
         writing: Weight of the cross-entropy on thoughts, or on those words.
+        own: Share of the joint stage's batch that is read behind thoughts of the student's own.
         empty_share: Most of the batch that learns to write nothing.
         query_tokens: Longest query.
         document_tokens: Longest document.
@@ -67,6 +68,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     distillation: float = 1.0
     words: int = 0
     writing: float = 0.2
+    own: float = 0.5
     empty_share: float = 0.25
     query_tokens: int = 48
     document_tokens: int = 96

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from recipes.nano.stream import Batch, Stream
 from t1_edge.contract import Codec
 
 Parts = Mapping[str, float]
+
+_OWN_TEMPERATURE: Final = 0.7
+"""Of the thoughts that the joint stage reads: near the runtime's greedy ones, and not one alone."""
 
 
 @dataclass
@@ -187,7 +191,9 @@ def representation(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
 def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     """Stage 2: with a thought and without, and the thought is learnt by heart.
 
-    The direct control has the first half alone.
+    A share `config.own` is read behind what the student writes itself, first of all where no
+    thought helps: one that has only ever read good thoughts believes its own too much
+    (docs/LOG.md). The direct control has the first half alone.
     """
     documents = learner.documents(batch.documents)
     loss, empty = learner.reading_loss(learner.direct(batch.examples), documents, batch)
@@ -196,11 +202,27 @@ def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
         return loss, parts
     thoughts = [learner.stream.thoughts[at] for at in batch.examples]
     vectors, likely, owners = learner.write_and_read(batch.examples, thoughts)
+    if own := _readers_of_own(thoughts, learner.config.own):
+        written, _ = learner.think(
+            batch.examples[own], temperature=_OWN_TEMPERATURE, seed=int(batch.documents.sum())
+        )
+        vectors = vectors.index_copy(
+            0,
+            torch.tensor(own, device=learner.device),
+            learner.behind(batch.examples[own], written),
+        )
     reading, found = learner.reading_loss(vectors, documents, batch)
     writers = torch.from_numpy(_writers(thoughts, learner.config.empty_share)).to(learner.device)
     writing = -likely[writers[owners]].mean()
     loss = loss + reading + learner.config.writing * writing
     return loss, {**parts, **found, "writing": writing.item()}
+
+
+def _readers_of_own(thoughts: Sequence[Sequence[int]], share: float) -> list[int]:
+    """Which examples of a batch are read behind their own thoughts: those without one first."""
+    return sorted(range(len(thoughts)), key=lambda at: bool(thoughts[at]))[
+        : round(share * len(thoughts))
+    ]
 
 
 def _writers(thoughts: Sequence[Sequence[int]], empty_share: float) -> NDArray[np.bool_]:

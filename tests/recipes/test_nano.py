@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from recipes.nano.config import Config
 from recipes.nano.data import Pair, split
@@ -73,8 +74,9 @@ def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made) -> None:
     together = think(rows)
     assert [think([row])[0] for row in rows] == together
     with torch.no_grad():
-        states = made(torch.tensor([[*rows[1], *together[1]]]))
-    expected = made.logits(states[0]).argmax(-1)[len(rows[1]) - 1 : -1].tolist()
+        row = (*rows[1], *together[1])
+        states = made.states([row], [range(len(rows[1]) - 1, len(row) - 1)])
+    expected = made.logits(states).argmax(-1).tolist()
     assert together[1] == expected
 
 
@@ -141,6 +143,36 @@ def test_a_stage_lowers_its_loss_on_one_batch(student: Made, stream: Stream, sta
         losses.append(parts["contrast"] if stage == "reinforce" else loss.item())
         assert all(np.isfinite(value) for value in parts.values())
     assert losses[-1] < losses[0]
+
+
+@torch.no_grad()
+def test_the_joint_stage_reads_own_thoughts_where_none_helps(
+    student: Made, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, codec = student
+    batch = stream.batch(0, 32, 1, seed=0)
+    without = [at for at, e in enumerate(batch.examples) if not stream.thoughts[e]]
+    asked: list[int] = []
+    written = [[5, 6]] * len(without)
+
+    def think(
+        examples: NDArray[np.int64], **_: object
+    ) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        asked.extend(examples.tolist())
+        return written, np.ones(len(examples), np.bool_)
+
+    share = len(without) / 32
+    learner = Learner(made, codec, stream, Config(stage="joint", steps=1, own=share))
+    monkeypatch.setattr(learner, "think", think)
+    parts = STAGES["joint"](learner, batch)[1]
+    assert asked == batch.examples[without].tolist()
+    thoughts = [stream.thoughts[e] or [5, 6] for e in batch.examples]
+    vectors, documents = (
+        learner.behind(batch.examples, thoughts),
+        learner.documents(batch.documents),
+    )
+    expected = learner.reading_loss(vectors, documents, batch)[1]
+    assert parts["contrast"] == pytest.approx(expected["contrast"], abs=1e-4)
 
 
 def test_a_batch_is_its_steps(stream: Stream) -> None:
