@@ -25,6 +25,7 @@ _NANO: Final = Contract(
     query="Query: {text}\n",
     document="Document: {text}\n",
     stop=("<|im_end|>", "<|endoftext|>"),
+    distinct=True,
     budget=0,
 )
 

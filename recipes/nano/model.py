@@ -149,6 +149,7 @@ class Student(nn.Module):
         *,
         budget: int,
         ends: Sequence[int],
+        distinct: bool,
         temperature: float,
         generator: torch.Generator,
     ) -> list[list[int]]:
@@ -158,6 +159,7 @@ class Student(nn.Module):
             rows: Token ids, each ending where the thought begins.
             budget: Most tokens of a thought.
             ends: Tokens that end a thought; the one that did is the thought's last.
+            distinct: No token stands twice in a thought.
             temperature: Of the softmax.
             generator: On the device of the weights.
         """
@@ -168,6 +170,7 @@ class Student(nn.Module):
         stops = torch.tensor(list(ends), device=device)
         done = torch.zeros(len(rows), dtype=torch.bool, device=device)
         cache, found = DynamicCache(), []
+        drawn = ids[:, :0]
         for _ in range(budget):
             states = self.model(
                 inputs_embeds=self._embed(ids),
@@ -176,7 +179,11 @@ class Student(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
             )[0]
-            ids = _draw(self.logits(states[:, -1]), temperature, generator)
+            scores = self.logits(states[:, -1])
+            if distinct:
+                scores.scatter_(1, drawn, -torch.inf)
+            ids = _draw(scores, temperature, generator)
+            drawn = torch.cat([drawn, ids], 1)
             found.append(torch.where(done, -1, ids[:, 0]))
             done |= torch.isin(ids[:, 0], stops)
             if bool(done.all()):

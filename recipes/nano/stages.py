@@ -74,6 +74,7 @@ class Learner:
             [self.stream.queries[int(at)] for at in examples],
             budget=self.config.budget,
             ends=ends,
+            distinct=codec.contract.distinct,
             temperature=temperature,
             generator=torch.Generator(self.device).manual_seed(seed),
         )
@@ -108,7 +109,11 @@ class Learner:
             range(begin, begin + len(thought) + 1)
             for begin, thought in zip(begins, thoughts, strict=True)
         ]
-        vectors, likely = self._read_and_likelihood(rows, writes)
+        vectors, scores, goals = self._read_and_score(rows, writes)
+        if self.codec.contract.distinct:
+            places, written = _written(thoughts)
+            scores[places, written] = -torch.inf
+        likely = -cross_entropy(scores, goals, reduction="none")
         owners = torch.tensor([owner for owner, own in enumerate(writes) for _ in own])
         return vectors, likely, owners.to(self.device)
 
@@ -126,16 +131,17 @@ class Learner:
             np.random.default_rng(int(at)).permutation(places)[: self.config.words].tolist()
             for at, places in zip(chosen, inner, strict=True)
         ]
-        return self._read_and_likelihood(rows, writes, keep=True)
+        vectors, scores, goals = self._read_and_score(rows, writes, keep=True)
+        return vectors, -cross_entropy(scores, goals, reduction="none")
 
-    def _read_and_likelihood(
+    def _read_and_score(
         self,
         rows: Sequence[tuple[int, ...]],
         writes: Sequence[Sequence[int]],
         *,
         keep: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors at the ends of rows, and how likely the tokens behind some places are."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors at the ends of rows; scores of what follows some places, and what does."""
         places = [(*own, len(row) - 1) for own, row in zip(writes, rows, strict=True)]
         states = self.student.states(rows, places, keep=keep)
         ends = torch.tensor([*itertools.accumulate(map(len, places))], device=self.device) - 1
@@ -143,8 +149,8 @@ class Learner:
         inner[ends] = False
         goals = [row[at + 1] for own, row in zip(writes, rows, strict=True) for at in own]
         goal = torch.tensor(goals, device=self.device)
-        likely = -cross_entropy(self.student.logits(states[inner]), goal, reduction="none")
-        return normalize(states[ends].float(), dim=-1), likely
+        scores = self.student.logits(states[inner])
+        return normalize(states[ends].float(), dim=-1), scores, goal
 
     def reading_loss(
         self, queries: Tensor, documents: Tensor, batch: Batch
@@ -216,6 +222,23 @@ def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     writing = -likely[writers[owners]].mean()
     loss = loss + reading + learner.config.writing * writing
     return loss, {**parts, **found, "writing": writing.item()}
+
+
+def _written(thoughts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Places of thoughts and their ends, one after the other, and tokens that stand before them.
+
+    A thought that was given may hold a token twice: it is not ruled out where it comes again.
+    """
+    places: list[int] = []
+    tokens: list[int] = []
+    start = 0
+    for thought in thoughts:
+        for at in range(len(thought) + 1):
+            before = set(thought[:at]) - set(thought[at : at + 1])
+            places += [start + at] * len(before)
+            tokens += before
+        start += len(thought) + 1
+    return places, tokens
 
 
 def _readers_of_own(thoughts: Sequence[Sequence[int]], share: float) -> list[int]:

@@ -44,7 +44,12 @@ _DOCUMENT_TOKENS: Final = 64
 
 _WORD: Final = re.compile(r"[a-z][a-z'-]+")
 _STEM: Final = Stemmer.Stemmer("english")
-_STOP: Final = frozenset(bm25s.tokenization.STOPWORDS_EN)
+_STOP: Final = frozenset(bm25s.tokenization.STOPWORDS_EN) | frozenset(
+    "according another any can cause causes each else first has have his its kind kinds made make "
+    "makes mean means most object one other our part place refers same something thing things type "
+    "use used usually which who your".split()
+)
+"""Words that no thought needs: the second half is what definitions are full of."""
 
 
 class Keywords:

@@ -26,6 +26,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         think_open: Stands before the thought.
         think_close: Stands after it; a model that writes it has finished thinking.
         stop: Other tokens that end a thought, such as an end of turn.
+        distinct: No token stands twice in a thought: for models whose thoughts are keywords, which
+            greedy writing would otherwise repeat.
         budget: Most tokens of a thought when the caller does not say.
         max_query_tokens: Longest query row before the thought; the text is cut to fit.
         max_document_tokens: Longest document row, `emb_token` included; the text is cut to fit.
@@ -37,6 +39,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     think_open: str = "<think>"
     think_close: str = "</think>"
     stop: tuple[str, ...] = ()
+    distinct: bool = False
     budget: int = 16
     max_query_tokens: int = 512
     max_document_tokens: int = 512

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from t1_edge.contract import Codec
-from t1_edge.engines.base import Session
+from t1_edge.engines.base import Float32Array, Session
 
 StopReason = Literal["budget", "closed", "stop_token", "deadline", "given"]
 
@@ -62,7 +64,10 @@ def _step(
     session: Session, codec: Codec, thoughts: Sequence[list[int]], ended: dict[int, StopReason]
 ) -> None:
     """Write one token to every row that still thinks."""
-    best = session.logits().argmax(axis=1)
+    scores = session.logits()
+    if codec.contract.distinct:
+        scores = _without_written(scores, thoughts)
+    best = scores.argmax(axis=1)
     grown: dict[int, int] = {}
     for row, token in enumerate(best.tolist()):
         if row in ended:
@@ -75,3 +80,11 @@ def _step(
             thoughts[row].append(token)
             grown[row] = token
     session.append(grown)
+
+
+def _without_written(scores: Float32Array, thoughts: Sequence[Sequence[int]]) -> Float32Array:
+    """Scores of the next token, those that a row's thought holds already ruled out."""
+    left = scores.copy()
+    for row, tokens in zip(left, thoughts, strict=True):
+        row[list(tokens)] = -np.inf
+    return left

@@ -61,14 +61,20 @@ def test_what_was_trained_is_what_export_reads(
     assert (found * plain).sum(axis=1).max() < 0.99
 
 
-def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made) -> None:
+@pytest.mark.parametrize("distinct", [False, True])
+def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made, distinct: bool) -> None:
     made, codec = student
     rows = [row[:-2] for row in _rows(codec)]
     generator = torch.Generator()
 
     def think(chosen: list[tuple[int, ...]]) -> list[list[int]]:
         return made.think(
-            chosen, budget=6, ends=[codec.close_id], temperature=0, generator=generator
+            chosen,
+            budget=6,
+            ends=[codec.close_id],
+            distinct=distinct,
+            temperature=0,
+            generator=generator,
         )
 
     together = think(rows)
@@ -76,7 +82,12 @@ def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made) -> None:
     with torch.no_grad():
         row = (*rows[1], *together[1])
         states = made.states([row], [range(len(rows[1]) - 1, len(row) - 1)])
-    expected = made.logits(states).argmax(-1).tolist()
+        scores = made.logits(states)
+    if distinct:
+        for at in range(len(together[1])):
+            scores[at, together[1][:at]] = -torch.inf
+        assert all(len(set(thought)) == len(thought) for thought in together)
+    expected = scores.argmax(-1).tolist()
     assert together[1] == expected
 
 

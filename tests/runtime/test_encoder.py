@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -174,9 +175,9 @@ def _tokenizer() -> TextTokenizer:
 TOKENIZER = _tokenizer()
 
 
-def _encoder() -> tuple[Encoder, _Scripted]:
+def _encoder(**changed: object) -> tuple[Encoder, _Scripted]:
     engine = _Scripted(vocabulary=400)
-    codec = Codec(TINY_CONTRACT, TOKENIZER)
+    codec = Codec(msgspec.structs.replace(TINY_CONTRACT, **changed), TOKENIZER)
     return Encoder(codec, engine, fingerprint="f", hidden=32), engine
 
 
@@ -199,6 +200,15 @@ def test_a_thought_is_forced_shut_at_the_budget() -> None:
     found = encoder.encode_query("x", budget=5)
     assert (found.stopped_by, found.thought_tokens) == ("budget", (70,) * 5)
     assert encoder.encode_query("x").thought_tokens == (70,) * TINY_CONTRACT.budget
+
+
+def test_a_distinct_thought_holds_no_token_twice() -> None:
+    encoder, engine = _encoder(distinct=True)
+    engine.favourite = 70
+    both = encoder.encode_queries(["x", "y"], budget=3)
+    for found in both:
+        assert found.thought_tokens[0] == 70
+        assert len(set(found.thought_tokens)) == 3
 
 
 def test_a_thought_is_what_stands_between_its_tokens() -> None:
