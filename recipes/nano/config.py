@@ -38,6 +38,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         document_tokens: Longest document.
         budget: Longest thought that is sampled.
         group: Thoughts that are sampled for a question.
+        least: Tokens that a thought has at least while thoughts are reinforced: as long as they
+            hurt more than they help, a student that may write nothing soon does (docs/LOG.md).
         closing: Reward of a thought that ends by itself within the budget.
         reading: Weight of finding documents, directly and behind a sampled thought, in stage 3.
         pool: Documents that rewards rank among.
@@ -74,7 +76,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     document_tokens: int = 96
     budget: int = 16
     group: int = 8
-    closing: float = 0.3
+    least: int = 4
+    closing: float = 0.0
     reading: float = 0.1
     pool: int = 4000
     keep_every: int = 20

@@ -150,6 +150,7 @@ class Student(nn.Module):
         budget: int,
         ends: Sequence[int],
         distinct: bool,
+        least: int = 0,
         temperature: float,
         generator: torch.Generator,
     ) -> list[list[int]]:
@@ -160,6 +161,7 @@ class Student(nn.Module):
             budget: Most tokens of a thought.
             ends: Tokens that end a thought; the one that did is the thought's last.
             distinct: No token stands twice in a thought.
+            least: Tokens of a thought that nothing ends before.
             temperature: Of the softmax.
             generator: On the device of the weights.
         """
@@ -171,7 +173,7 @@ class Student(nn.Module):
         done = torch.zeros(len(rows), dtype=torch.bool, device=device)
         cache, found = DynamicCache(), []
         drawn = ids[:, :0]
-        for _ in range(budget):
+        for step in range(budget):
             states = self.model(
                 inputs_embeds=self._embed(ids),
                 attention_mask=mask.long(),
@@ -182,6 +184,8 @@ class Student(nn.Module):
             scores = self.logits(states[:, -1])
             if distinct:
                 scores.scatter_(1, drawn, -torch.inf)
+            if step < least:
+                scores[:, stops] = -torch.inf
             ids = _draw(scores, temperature, generator)
             drawn = torch.cat([drawn, ids], 1)
             found.append(torch.where(done, -1, ids[:, 0]))

@@ -61,9 +61,15 @@ class Learner:
         return self.student.vectors(rows)
 
     def think(
-        self, examples: NDArray[np.int64], *, temperature: float, seed: int = 0
+        self, examples: NDArray[np.int64], *, temperature: float, least: int = 0, seed: int = 0
     ) -> tuple[list[list[int]], NDArray[np.bool_]]:
         """Thoughts within the run's budget.
+
+        Args:
+            examples: Questions, int64 [b].
+            temperature: Of the softmax; 0 is greedy.
+            least: Tokens that a thought has at least.
+            seed: Of what is drawn.
 
         Returns:
             Their token ids without what ended them, and which closed by themselves, bool [b].
@@ -75,6 +81,7 @@ class Learner:
             budget=self.config.budget,
             ends=ends,
             distinct=codec.contract.distinct,
+            least=least,
             temperature=temperature,
             generator=torch.Generator(self.device).manual_seed(seed),
         )
@@ -267,7 +274,7 @@ def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     config = learner.config
     examples = np.repeat(batch.examples, config.group)
     seed = int(batch.documents.sum())
-    thoughts, closed = learner.think(examples, temperature=1.0, seed=seed)
+    thoughts, closed = learner.think(examples, temperature=1.0, least=config.least, seed=seed)
     gains = learner.judge.gains(batch, thoughts)
     rewards = (gains + config.closing * closed).reshape(-1, config.group)
     spread = rewards.std(axis=1, keepdims=True)

@@ -91,6 +91,20 @@ def test_greedy_thoughts_do_not_depend_on_their_batch(student: Made, distinct: b
     assert together[1] == expected
 
 
+def test_a_thought_has_its_least_tokens(student: Made) -> None:
+    made, codec = student
+    rows = [row[:-2] for row in _rows(codec)]
+    with torch.no_grad():
+        made.rows[codec.close_id - made.first_new] *= 1000  # closes at once, or is never drawn
+    settings = {"budget": 6, "ends": [codec.close_id], "distinct": False, "temperature": 0}
+    free, held = (
+        made.think(rows, generator=torch.Generator(), least=least, **settings)  # type: ignore[arg-type]
+        for least in (0, 3)
+    )
+    assert min(map(len, free)) == 1
+    assert all(codec.close_id not in thought[:3] for thought in held)
+
+
 def test_only_the_adapter_and_the_new_rows_learn(student: Made) -> None:
     made, codec = student
     names = made.trained()
