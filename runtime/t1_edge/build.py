@@ -14,7 +14,7 @@ import msgspec
 from t1_edge.contract import Contract
 from t1_edge.errors import BuildError, ContractError
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 MAX_CONTEXT: Final = 8192
 MANIFEST: Final = "t1.json"
 TOKENIZER: Final = "tokenizer.json"

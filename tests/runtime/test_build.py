@@ -26,7 +26,7 @@ GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
 
 EXAMPLE = Manifest(
-    schema=2,
+    schema=3,
     name="example",
     profile="portable",
     source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
@@ -105,9 +105,9 @@ def _contract(**fields: object) -> bytes:
         (b"", "damaged"),
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b'{"schema": 2}', "missing required field"),
-        (_changed(schema=1), "schema 1, this t1-edge reads 2"),
-        (_changed(schema=3), "schema 3, this t1-edge reads 2"),
+        (b'{"schema": 3}', "missing required field"),
+        (_changed(schema=2), "schema 2, this t1-edge reads 3"),
+        (_changed(schema=4), "schema 4, this t1-edge reads 3"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
         (_changed(surprise=1), "unknown field `surprise`"),
