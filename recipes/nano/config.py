@@ -31,9 +31,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         teacher_temperature: Of the teacher's.
         distillation: Weight of the divergence from the teacher's ranking.
         words: Of a document, how many the representation stage goes on predicting.
-        writing: Weight of the cross-entropy on thoughts, or on those words.
+        keywords: Of an answer, how many the joint stage learns to write.
+        writing: Weight of the cross-entropy on either words.
         own: Share of the joint stage's batch that is read behind thoughts of the student's own.
-        empty_share: Most of the batch that learns to write nothing.
         query_tokens: Longest query.
         document_tokens: Longest document.
         budget: Longest thought that is sampled.
@@ -69,9 +69,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     teacher_temperature: float = 0.05
     distillation: float = 1.0
     words: int = 0
+    keywords: int = 8
     writing: float = 0.2
-    own: float = 0.5
-    empty_share: float = 0.25
+    own: float = 0.75
     query_tokens: int = 48
     document_tokens: int = 96
     budget: int = 16

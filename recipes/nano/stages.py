@@ -124,6 +124,31 @@ class Learner:
         owners = torch.tensor([owner for owner, own in enumerate(writes) for _ in own])
         return vectors, likely, owners.to(self.device)
 
+    def writing_loss(self, examples: NDArray[np.int64], *, seed: int) -> Tensor:
+        """Cross-entropy with words of the answers, mean over the places of a thought.
+
+        Args:
+            examples: Questions, int64 [b].
+            seed: Of which words, and in which order.
+        """
+        rng, config = np.random.default_rng(seed), self.config
+        drawn = [
+            self.stream.wording(int(at), rng, most=config.keywords, budget=config.budget)
+            for at in examples
+        ]
+        queries = [self.stream.queries[at] for at in examples]
+        rows = [(*row, *words.tokens) for row, words in zip(queries, drawn, strict=True)]
+        begins = [range(len(own) - 1, len(row)) for own, row in zip(queries, rows, strict=True)]
+        scores = self.student.logits(self.student.states(rows, begins))
+        if self.codec.contract.distinct:
+            places, written = _written([words.tokens for words in drawn])
+            scores[places, written] = -torch.inf
+        goals = [goal for words in drawn for goal in words.goals]
+        lines = [line for line, goal in enumerate(goals) for _ in goal]
+        shares = torch.tensor([p for goal in goals for p in goal.values()], device=self.device)
+        likely = scores.log_softmax(-1)[lines, [token for goal in goals for token in goal]]
+        return -(shares * likely).sum() / len(goals)
+
     def documents_and_words(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Vectors of documents, and how likely some of their words are, in one pass.
 
@@ -202,7 +227,7 @@ def representation(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
 
 
 def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
-    """Stage 2: with a thought and without, and the thought is learnt by heart.
+    """Stage 2: with a thought and without, and writing the words of what answers.
 
     A share `config.own` is read behind what the student writes itself, first of all where no
     thought helps: one that has only ever read good thoughts believes its own too much
@@ -213,20 +238,15 @@ def joint(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:
     parts = {f"empty_{name}": value for name, value in empty.items()}
     if not learner.config.thoughts:
         return loss, parts
-    thoughts = [learner.stream.thoughts[at] for at in batch.examples]
-    vectors, likely, owners = learner.write_and_read(batch.examples, thoughts)
+    seed = int(batch.documents.sum())
+    thoughts: list[Sequence[int]] = [learner.stream.thoughts[at] for at in batch.examples]
     if own := _readers_of_own(thoughts, learner.config.own):
-        written, _ = learner.think(
-            batch.examples[own], temperature=_OWN_TEMPERATURE, seed=int(batch.documents.sum())
-        )
-        vectors = vectors.index_copy(
-            0,
-            torch.tensor(own, device=learner.device),
-            learner.behind(batch.examples[own], written),
-        )
+        written, _ = learner.think(batch.examples[own], temperature=_OWN_TEMPERATURE, seed=seed)
+        for at, thought in zip(own, written, strict=True):
+            thoughts[at] = thought
+    vectors = learner.behind(batch.examples, thoughts)
     reading, found = learner.reading_loss(vectors, documents, batch)
-    writers = torch.from_numpy(_writers(thoughts, learner.config.empty_share)).to(learner.device)
-    writing = -likely[writers[owners]].mean()
+    writing = learner.writing_loss(batch.examples, seed=seed)
     loss = loss + reading + learner.config.writing * writing
     return loss, {**parts, **found, "writing": writing.item()}
 
@@ -253,15 +273,6 @@ def _readers_of_own(thoughts: Sequence[Sequence[int]], share: float) -> list[int
     return sorted(range(len(thoughts)), key=lambda at: bool(thoughts[at]))[
         : round(share * len(thoughts))
     ]
-
-
-def _writers(thoughts: Sequence[Sequence[int]], empty_share: float) -> NDArray[np.bool_]:
-    """Which examples learn to write, bool [b]: all with a thought, and a share without."""
-    written = np.array([bool(thought) for thought in thoughts])
-    most = max(1, int(written.sum() * empty_share / (1 - empty_share)))
-    empty = np.flatnonzero(~written)[:most]
-    written[empty] = True
-    return written
 
 
 def reinforce(learner: Learner, batch: Batch) -> tuple[Tensor, Parts]:

@@ -6,6 +6,7 @@ have seen.
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.nano.data import read_examples
+from recipes.nano.keywords import Wording, draw_wording, read_keywords
 from t1_edge.contract import Codec
 
 THOUGHTS: Final = "thoughts.jsonl"
@@ -81,8 +83,9 @@ class Stream:
             (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb_id) for text in texts
         ]
         found = read_thoughts(folder) or [None] * len(self.examples)
-        self.thoughts: Rows = [codec.thought_tokens(text or "") for text in found]
+        self.thoughts: Rows = [words_as_tokens(codec, text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
+        self._folder = folder
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
         if not self._parts["train"]:
             raise ValueError(f"{folder} has no example that was judged: run thoughts.py first")
@@ -109,6 +112,24 @@ class Stream:
         ]
         roots = np.sqrt(np.maximum(sizes, 1)) * [weights.get(name, 1.0) for name in sets]
         return np.asarray(roots / roots.sum())
+
+    @cached_property
+    def _keywords(self) -> Sequence[Mapping[tuple[int, ...], float]]:
+        found = read_keywords(self._folder)
+        tokens = {word: words_as_tokens(self.codec, word) for words in found for word in words}
+        return [{tokens[word]: weight for word, weight in words.items()} for words in found]
+
+    def wording(self, at: int, rng: np.random.Generator, *, most: int, budget: int) -> Wording:
+        """Words of an example's answers to learn to write, drawn; see `draw_wording`.
+
+        Args:
+            at: Which example.
+            rng: What draws.
+            most: Words.
+            budget: Tokens.
+        """
+        close = self.codec.close_id
+        return draw_wording(self._keywords[at], rng, most=most, budget=budget, close=close)
 
     def positives(self, at: int) -> NDArray[np.int64]:
         """Documents to train an example on, int64."""
@@ -219,6 +240,14 @@ class Pool:
             for name in sorted(set(self.sets))
         }
         return found | {"all": float(np.mean(list(found.values())))}
+
+
+def words_as_tokens(codec: Codec, words: str) -> tuple[int, ...]:
+    """Ids of words of a thought, the first of them behind a space as the others are.
+
+    Behind none, words that are one token otherwise are two or three.
+    """
+    return codec.thought_tokens(f" {words}") if words else ()
 
 
 def cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:

@@ -8,8 +8,6 @@ rank of an answer for at least two of three judges: BM25, all-MiniLM-L6-v2, and 
 Writes thoughts.jsonl, one line an example: "" where nothing helped, null where it was not judged.
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.nano.data import Example, groups, read_examples
+from recipes.nano.keywords import Keywords
 from recipes.nano.model import Student, load_student
-from recipes.nano.stream import THOUGHTS, cut, read_thoughts
+from recipes.nano.stream import THOUGHTS, cut, read_thoughts, words_as_tokens
 from recipes.nano.teacher import embed
 from t1_edge.contract import Codec
 
@@ -42,56 +41,7 @@ _QUERY_TOKENS: Final = 64
 _DOCUMENT_TOKENS: Final = 64
 """Of a row that the direct model judges."""
 
-_WORD: Final = re.compile(r"[a-z][a-z'-]+")
 _STEM: Final = Stemmer.Stemmer("english")
-_STOP: Final = frozenset(bm25s.tokenization.STOPWORDS_EN) | frozenset(
-    "according another any can cause causes each else first has have his its kind kinds made make "
-    "makes mean means most object one other our part place refers same something thing things type "
-    "use used usually which who your".split()
-)
-"""Words that no thought needs: the second half is what definitions are full of."""
-
-
-class Keywords:
-    """tf-idf over a pool of documents.
-
-    Args:
-        documents: The texts.
-    """
-
-    def __init__(self, documents: Sequence[str]) -> None:
-        self._count = len(documents)
-        self._frequency = Counter(stem for text in documents for stem in set(_stems(text)))
-
-    def best(self, text: str, without: str, most: int) -> list[str]:
-        """The words of a text with the highest tf-idf, in that order, as the text spells them.
-
-        Args:
-            text: Where they come from.
-            without: Words that are left out, whatever their ending.
-            most: How many.
-        """
-        known = set(_stems(without))
-        spelled: dict[str, str] = {}
-        counts: Counter[str] = Counter()
-        for word, stem in zip(_words(text), _stems(text), strict=True):
-            if stem not in known and stem not in _STOP and word not in _STOP and len(word) > 2:
-                spelled.setdefault(stem, word)
-                counts[stem] += 1
-        weights = {s: (1 + np.log(n)) * self._rarity(s) for s, n in counts.items()}
-        return [spelled[s] for s in sorted(weights, key=lambda s: -weights[s])[:most]]
-
-    def _rarity(self, stem: str) -> float:
-        return float(np.log(self._count / (1 + self._frequency[stem])))
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _stems(text: str) -> list[str]:
-    found: list[str] = _STEM.stemWords(_words(text))
-    return found
 
 
 class Judge(Protocol):
@@ -165,7 +115,7 @@ class Reader:
 
     def length(self, thought: str) -> int:
         """Of a thought, in tokens."""
-        return len(self.codec.thought_tokens(thought))
+        return len(words_as_tokens(self.codec, thought))
 
     @torch.no_grad()
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -210,7 +160,7 @@ def candidates(example: Example, documents: Sequence[str], keywords: Keywords) -
     answer = " ".join(documents[at] for at in example.positives[:6])
     found = []
     for source in (answer, example.rationale):
-        words = keywords.best(source, example.query, max(WORDS))
+        words = [*keywords.weighed(source, example.query, max(WORDS))]
         found += [" ".join(words[:most]) for most in WORDS if words]
     return list(dict.fromkeys(found))
 

@@ -50,7 +50,7 @@ class Run:
             codec,
             query_tokens=config.query_tokens,
             document_tokens=config.document_tokens,
-            judged=config.stage != "representation",
+            judged=config.stage == "reinforce",
             together=config.together,
             helped=config.helped,
             weights=config.weights,

@@ -127,8 +127,11 @@ class Codec:
         return tuple(self._tokenizer.encode_plain(text))
 
     def thought_text(self, tokens: Sequence[int]) -> str:
-        """A thought as text."""
-        return self._tokenizer.decode(tokens).strip()
+        """A thought as text, white space included, for `thought_tokens` to give the same ids.
+
+        It does not where the model spelt a word in another way than the tokenizer does.
+        """
+        return self._tokenizer.decode(tokens)
 
 
 class _Template:

@@ -35,7 +35,7 @@ class QueryEmbedding:
 
     Attributes:
         vector: float32 [d], L2-normalised.
-        thought: What the model wrote, or the caller, as text.
+        thought: What the model wrote, or the caller, as text, white space included.
         thought_tokens: The same as token ids.
         stopped_by: What ended the thought.
         truncated: Whether the text was cut to the contract's `max_query_tokens`.

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from recipes.nano.config import Config
 from recipes.nano.data import Pair, split
 from recipes.nano.evaluate import Measured
+from recipes.nano.keywords import Keywords, draw_wording
 from recipes.nano.model import Frozen, Student, load_student, new_student
 from recipes.nano.report import compare
 from recipes.nano.stages import STAGES, Learner, log_ranks
 from recipes.nano.stream import Stream, cut
-from recipes.nano.thoughts import BM25Judge, Keywords, Reader, choose
+from recipes.nano.thoughts import BM25Judge, Reader, choose
 from t1_edge.contract import Codec
 from t1_edge_export.adapter import with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
@@ -143,6 +144,7 @@ def stream(student: Made, tmp_path: Path) -> Stream:
     (tmp_path / "examples.jsonl").write_bytes(b"".join(encode(e) + b"\n" for e in examples))
     thoughts = [f"word {at}" if at % 3 else "" for at in range(len(examples))]
     (tmp_path / "thoughts.jsonl").write_bytes(b"".join(encode(t) + b"\n" for t in thoughts))
+    (tmp_path / "keywords.jsonl").write_bytes(b'{"answer":2,"number":1}\n' * len(examples))
     rng = np.random.default_rng(0)
     np.save(tmp_path / "queries.npy", rng.normal(size=(len(examples), 8)).astype(np.float16))
     np.save(tmp_path / "documents.npy", rng.normal(size=(len(documents), 8)).astype(np.float16))
@@ -208,13 +210,15 @@ def test_a_batch_is_its_steps(stream: Stream) -> None:
     assert len(set(first.documents.tolist())) == len(first.documents)
 
 
-def test_a_joint_run_draws_what_was_judged(student: Made, stream: Stream, tmp_path: Path) -> None:
+def test_reinforcement_draws_what_was_judged(student: Made, stream: Stream, tmp_path: Path) -> None:
     judged = [at for at in range(len(stream.examples)) if at % 4]
     thoughts = [f"word {at}" if at in judged else None for at in range(len(stream.examples))]
     lines = b"".join(msgspec.json.encode(t) + b"\n" for t in thoughts)
     (tmp_path / "thoughts.jsonl").write_bytes(lines)
-    joint = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24, judged=True)
-    drawn = {at for step in range(8) for at in joint.batch(step, 32, 1, seed=0).examples.tolist()}
+    judged_only = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24, judged=True)
+    drawn = {
+        at for step in range(8) for at in judged_only.batch(step, 32, 1, seed=0).examples.tolist()
+    }
     assert drawn <= set(judged)
     assert len(drawn) > 32
 
@@ -264,10 +268,8 @@ def test_train_and_dev_share_nothing() -> None:
 def test_a_thought_is_kept_where_two_judges_gain() -> None:
     documents = ["anthocyanins redden leaves", "iron rusts in rain", "leaves fall", "rain falls"]
     keywords = Keywords(documents)
-    assert keywords.best("anthocyanins redden leaves", "why do leaves", 2) == [
-        "anthocyanins",
-        "redden",
-    ]
+    found = keywords.weighed("anthocyanins redden leaves", "why do leaves", 2)
+    assert list(found) == ["anthocyanins", "redden"]
     _, examples = split([Pair(set="s", query="why leaves", documents=documents[:1])])
     options, answers = [["anthocyanins, redden", "rain"]], [np.array([0])]
     judge = BM25Judge(documents)
@@ -279,6 +281,32 @@ def test_a_thought_is_kept_where_two_judges_gain() -> None:
             return np.array([[1, 0, 0, 0]] * len(queries), np.float32)
 
     assert choose(examples, options, answers, [judge, Contrary(), Contrary()]) == [""]
+
+
+def test_a_word_that_few_documents_have_is_left_out() -> None:
+    documents = ["iron rusts in rain", "rain falls on iron", "rain is water", "leaves fall"]
+    seen = [list(Keywords(documents, seen=n).weighed(documents[0], "", 9)) for n in (1, 2)]
+    assert seen == [["rusts", "iron", "rain"], ["iron", "rain"]]
+
+
+def test_a_wording_has_every_word_that_is_left_as_a_goal() -> None:
+    words = {(7,): 3.0, (8, 9): 1.0, (9,): 1.0, (8, 3): 1.0, (4, 4): 9.0}
+    firsts = []
+    for seed in range(60):
+        drawn = draw_wording(words, np.random.default_rng(seed), most=3, budget=4, close=1)
+        assert drawn.goals[0] == pytest.approx({7: 9 / 12, 8: 2 / 12, 9: 1 / 12})
+        assert len(set(drawn.tokens)) == len(drawn.tokens) <= 4
+        assert len(drawn.goals) == len(drawn.tokens) + 1
+        assert drawn.goals[-1] == {1: 1.0}
+        for token, goal in zip(drawn.tokens, drawn.goals[:-1], strict=True):
+            assert goal[token] > 0
+            assert sum(goal.values()) == pytest.approx(1)
+        firsts.append(drawn.tokens[0])
+        if drawn.tokens[:2] == (8, 9):
+            assert drawn.goals[1:3] == [{9: 1.0}, {7: 1.0}]  # (9,) and (8, 3) would repeat
+    assert 30 < firsts.count(7) < 55
+    none = draw_wording({}, np.random.default_rng(0), most=3, budget=4, close=1)
+    assert (none.tokens, none.goals) == ((), [{1: 1.0}])
 
 
 def test_a_reader_reads_documents_once(student: Made, monkeypatch: pytest.MonkeyPatch) -> None:

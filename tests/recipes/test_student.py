@@ -119,6 +119,8 @@ def stream(make: Make, tmp_path: Path) -> Callable[..., Stream]:
     ]
     for name, lines in (("documents", documents), ("examples", examples)):
         (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(x) + b"\n" for x in lines))
+    words = [{"salt": 3.0, "iron": 2.0, "rust": 1.0} if at % 4 else {} for at in range(40)]
+    (tmp_path / "keywords.jsonl").write_bytes(b"".join(encode(x) + b"\n" for x in words))
     for name in ("queries", "documents"):
         np.save(tmp_path / f"{name}.npy", np.eye(40, dtype=np.float16))
     np.save(tmp_path / "positives.npy", np.ones(40, np.bool_))
@@ -155,6 +157,29 @@ def test_writing_and_reading_is_a_plain_pass(make: Make, stream: Callable[..., S
                 for step, token in enumerate((*thought, codec.close_id))
             ]
             np.testing.assert_allclose(likely[owners == at], expected, atol=1e-4)
+
+
+def test_writing_is_learnt_at_each_place_of_a_thought(
+    make: Make, stream: Callable[..., Stream]
+) -> None:
+    student, codec = make()
+    config = Config(stage="joint", steps=1, keywords=3, budget=8)
+    learner = Learner(student, codec, stream(), config)
+    examples = np.array([3, 12, 5])
+    rng, expected = np.random.default_rng(9), []
+    with torch.no_grad():
+        found = learner.writing_loss(examples, seed=9)
+        for example in examples.tolist():
+            words = learner.stream.wording(example, rng, most=3, budget=8)
+            query = learner.stream.queries[example]
+            scores = student.logits(_states(student, (*query, *words.tokens)))[len(query) - 1 :]
+            assert len(scores) == len(words.goals)
+            for at, (row, goal) in enumerate(zip(scores, words.goals, strict=True)):
+                row[[*words.tokens[:at]]] = -torch.inf
+                likely = row.log_softmax(-1)
+                expected.append(-sum(p * float(likely[token]) for token, p in goal.items()))
+    assert len(expected) > len(examples)
+    assert float(found) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_words_of_documents_are_predicted_on_the_way(

@@ -70,8 +70,8 @@ def quality(
 ) -> None:
     """NDCG@10 and recall@100 of a build, of BM25 and of both, over a folder of judged documents.
 
-    BM25 reads the query, and, where a build thinks, the query and its thought; two rankings are
-    fused by their ranks (RRF).
+    BM25 reads the query, and, where a build thinks, the query five times and its thought once; two
+    rankings are fused by their ranks (RRF).
 
     The folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv and may hold
     excluded.tsv. Search is exact. Document vectors are cached, so a second budget costs queries.

@@ -37,7 +37,7 @@ def demo(fresh: bool, as_json: bool) -> None:
     click.echo(f"As {rows[-1].format} answers:")
     for answer in answers:
         click.echo(f"\n? {answer.question}")
-        if answer.thought:
-            click.echo(f"  thought  {answer.thought}")
+        if thought := " ".join(answer.thought.split()):
+            click.echo(f"  thought  {thought}")
         click.echo(f"  found    {', '.join(answer.topics)}")
     click.echo(f"\n{path.show(rows)}")
