@@ -16,8 +16,8 @@ from t1_edge_bench.vectors import document_vectors
 
 DENSE: Final = "t1-edge"
 HYBRID: Final = "t1-edge, bm25 by RRF"
-EXPANDED: Final = "bm25 over query and thought"
-BOTH: Final = "t1-edge, bm25 over both by RRF"
+EXPANDED: Final = "bm25 over query x5 and thought"
+BOTH: Final = "t1-edge, bm25 over query x5 and thought by RRF"
 
 _QUERY_WEIGHT: Final = 5
 """How often BM25 reads the query for each time that it reads the thought."""

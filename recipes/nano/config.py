@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from recipes.nano.wording import TOKENS, WORDS
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run.
@@ -31,16 +33,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         teacher_temperature: Of the teacher's.
         distillation: Weight of the divergence from the teacher's ranking.
         words: Of a document, how many the representation stage goes on predicting.
-        keywords: Of an answer, how many the joint stage learns to write.
-        writing: Weight of the cross-entropy on either words.
+        keywords: Words that a thought to learn from has at most.
+        writing: Weight of the cross-entropy on those words of documents, or on those keywords.
         own: Share of the joint stage's batch that is read behind thoughts of the student's own.
         query_tokens: Longest query.
         document_tokens: Longest document.
-        budget: Longest thought that is sampled.
+        budget: Longest thought, sampled or learnt from, in tokens.
         group: Thoughts that are sampled for a question.
         least: Tokens that a thought has at least while thoughts are reinforced: as long as they
             hurt more than they help, a student that may write nothing soon does (docs/LOG.md).
-        closing: Reward of a thought that ends by itself within the budget.
         reading: Weight of finding documents, directly and behind a sampled thought, in stage 3.
         pool: Documents that rewards rank among.
         keep_every: Steps between two checkpoints.
@@ -69,15 +70,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     teacher_temperature: float = 0.05
     distillation: float = 1.0
     words: int = 0
-    keywords: int = 8
-    writing: float = 0.2
+    keywords: int = WORDS
+    writing: float = 1.0
     own: float = 0.75
     query_tokens: int = 48
     document_tokens: int = 96
-    budget: int = 16
+    budget: int = TOKENS
     group: int = 8
     least: int = 4
-    closing: float = 0.0
     reading: float = 0.1
     pool: int = 4000
     keep_every: int = 20

@@ -22,6 +22,10 @@ from typing import Any, Final, Literal
 
 import click
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+POSITIVES: Final = "positives.npy"
 
 LONGEST: Final = 1200
 """Characters of a text that are kept; training reads less of it still."""
@@ -261,6 +265,14 @@ def read_examples(folder: Path) -> tuple[list[str], list[Example]]:
     documents = [row["text"] for row in read_lines(folder / "documents.jsonl")]
     raw = (folder / "examples.jsonl").read_bytes().splitlines()
     return documents, [msgspec.json.decode(line, type=Example) for line in raw]
+
+
+def kept_positives(folder: Path, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
+    """Lines of documents.jsonl that an example is trained on, as teacher.py chose, by example."""
+    kept = np.load(folder / POSITIVES)
+    ends = np.cumsum([len(example.positives) for example in examples])
+    parts = np.split(kept, ends[:-1])
+    return [np.array(e.positives)[part] for e, part in zip(examples, parts, strict=True)]
 
 
 def groups(examples: Sequence[Example]) -> Iterator[tuple[str, list[int]]]:

@@ -2,14 +2,13 @@
 
     python -m recipes.nano.keywords --data DIR
 
-Writes keywords.jsonl beside the stream, one line an example: the words of its answers with the
-highest tf-idf that its question lacks. The student learns to write them (stages.py).
+Writes keywords.jsonl beside what data.py and teacher.py wrote, one line an example: the words of
+its answers with the highest tf-idf that its question lacks, and their weights.
 """
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +17,10 @@ import click
 import msgspec
 import numpy as np
 import Stemmer
+from numpy.typing import NDArray
 
-from recipes.nano.data import read_examples
-
-KEYWORDS: Final = "keywords.jsonl"
+from recipes.nano.data import kept_positives, read_examples
+from recipes.nano.wording import KEYWORDS
 
 _MOST: Final = 16
 """Words of an example that are kept."""
@@ -32,7 +31,7 @@ _SEEN: Final = 3
 _ANSWERS: Final = 6
 """Documents of an example that are looked at."""
 
-_WORD: Final = re.compile(r"[a-z][a-z'-]+")
+_WORD: Final = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 _STEM: Final = Stemmer.Stemmer("english")
 _STOP: Final = frozenset(bm25s.tokenization.STOPWORDS_EN) | frozenset(
     "according another any can cause causes each else first has have his its kind kinds made make "
@@ -55,7 +54,11 @@ class Keywords:
         self._frequency = Counter(stem for text in documents for stem in set(_stems(text)))
 
     def weighed(self, text: str, without: str, most: int) -> dict[str, float]:
-        """The words of a text with the highest tf-idf, the highest first, as the text spells them.
+        """The words of a text with the highest tf-idf, the highest first, and that weight.
+
+        It is (1 + ln n) ln(N / (1 + d)), where n is how often the text has the word, and d how many
+        of the pool's N documents do (Manning, Raghavan and Schütze, Introduction to Information
+        Retrieval, 6.4). Words are lower case, as the text first spells them.
 
         Args:
             text: Where they come from.
@@ -90,67 +93,14 @@ def _stems(text: str) -> list[str]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wording:
-    """A thought to learn from: words of one example in an order that was drawn.
-
-    Attributes:
-        tokens: Of the words, one after the other.
-        goals: What might stand at each place and behind the last, with probabilities that add up
-            to 1: where a word begins, the first token of any word that is left.
-    """
-
-    tokens: tuple[int, ...]
-    goals: Sequence[Mapping[int, float]]
-
-
-def draw_wording(
-    words: Mapping[tuple[int, ...], float],
-    rng: np.random.Generator,
-    *,
-    most: int,
-    budget: int,
-    close: int,
-) -> Wording:
-    """Draw words without replacement, as likely as the square of their weights.
-
-    The order of keywords means nothing, so each of the words that are left is a goal where one
-    begins: a thought in one order would say that all others are wrong.
+def answer_text(kept: NDArray[np.int64], documents: Sequence[str]) -> str:
+    """What answers an example, as one text.
 
     Args:
-        words: Weights of words, by their tokens.
-        rng: What draws.
-        most: Words.
-        budget: Tokens.
-        close: The token behind the last word.
+        kept: Lines of those that the teacher kept: of a set that names whole sections, not all do.
+        documents: The texts of the stream.
     """
-    left = {word: weight**2 for word, weight in words.items() if len(set(word)) == len(word)}
-    tokens: tuple[int, ...] = ()
-    goals: list[Mapping[int, float]] = []
-    for _ in range(most):
-        # No token stands twice in a thought.
-        left = {
-            word: share
-            for word, share in left.items()
-            if len(tokens) + len(word) <= budget and not set(word) & set(tokens)
-        }
-        if not left:
-            break
-        total = sum(left.values())
-        begins: dict[int, float] = defaultdict(float)
-        for word, share in left.items():
-            begins[word[0]] += share / total
-        shares = np.array([*left.values()]) / total
-        chosen = [*left][int(rng.choice(len(left), p=shares))]
-        goals += [begins, *({token: 1.0} for token in chosen[1:])]
-        tokens += chosen
-    return Wording(tokens=tokens, goals=[*goals, {close: 1.0}])
-
-
-def read_keywords(folder: Path) -> list[dict[str, float]]:
-    """What this wrote, by example."""
-    lines = (folder / KEYWORDS).read_bytes().splitlines()
-    return [msgspec.json.decode(line, type=dict[str, float]) for line in lines]
+    return " ".join(documents[at] for at in kept[:_ANSWERS])
 
 
 @click.command()
@@ -159,11 +109,14 @@ def main(data: Path) -> None:
     """Write the words of the stream beside it."""
     documents, examples = read_examples(data)
     keywords = Keywords(documents, seen=_SEEN)
-    with (data / KEYWORDS).open("wb") as file:
-        for example in examples:
-            answers = " ".join(documents[at] for at in example.positives[:_ANSWERS])
-            found = keywords.weighed(answers, example.query, _MOST)
-            file.write(msgspec.json.encode(found) + b"\n")
+    answers = [answer_text(kept, documents) for kept in kept_positives(data, examples)]
+    found = [
+        keywords.weighed(text, example.query, _MOST)
+        for text, example in zip(answers, examples, strict=True)
+    ]
+    new = data / f"{KEYWORDS}.new"
+    new.write_bytes(b"".join(msgspec.json.encode(words) + b"\n" for words in found))
+    new.replace(data / KEYWORDS)
 
 
 if __name__ == "__main__":

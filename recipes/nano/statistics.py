@@ -11,6 +11,7 @@ import numpy as np
 
 from recipes.nano.model import CONFIG
 from recipes.nano.stream import Stream
+from recipes.nano.wording import TOKENS, WORDS
 from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.adapter import with_adapter
@@ -21,7 +22,9 @@ from t1_edge_export.vocabulary import with_tokens
 
 
 def training_rows(stream: Stream, count: int, seed: int) -> list[tuple[int, ...]]:
-    """Rows as a trained decoder meets them: queries with their thoughts, and answers.
+    """Rows as a trained decoder meets them: queries, every second with a thought, and answers.
+
+    Such a thought is drawn from the keywords of the answers.
 
     Args:
         stream: Where they come from; dev stays out.
@@ -32,7 +35,11 @@ def training_rows(stream: Stream, count: int, seed: int) -> list[tuple[int, ...]
     train = [at for at, example in enumerate(stream.examples) if example.part == "train"]
     chosen = rng.choice(train, count, replace=False).tolist()
     end = (stream.codec.close_id, stream.codec.emb_id)
-    rows = [(*stream.queries[at], *stream.thoughts[at], *end) for at in chosen]
+    thoughts = [
+        stream.wording(at, rng, most=WORDS, budget=TOKENS).tokens if turn % 2 else ()
+        for turn, at in enumerate(chosen)
+    ]
+    rows = [(*stream.queries[at], *own, *end) for at, own in zip(chosen, thoughts, strict=True)]
     return rows + [stream.documents[rng.choice(stream.positives(at))] for at in chosen]
 
 

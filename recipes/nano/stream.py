@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.nano.data import read_examples
-from recipes.nano.keywords import Wording, draw_wording, read_keywords
+from recipes.nano.data import kept_positives, read_examples
+from recipes.nano.ranks import best_ranks
+from recipes.nano.wording import Wording, draw_wording, read_keywords
 from t1_edge.contract import Codec
 
 THOUGHTS: Final = "thoughts.jsonl"
@@ -32,6 +33,11 @@ class Batch:
         documents: int64 [n], the positives of the examples in order, then their hard negatives.
         answers: bool [b, n], whether a document is known to answer an example.
     """
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn for this batch: the same whenever the step runs again."""
+        return int(self.documents.sum())
 
     examples: NDArray[np.int64]
     documents: NDArray[np.int64]
@@ -53,8 +59,16 @@ class Stream:
         helped: Share of those that are drawn from the ones that a thought helped.
         weights: How many times its share a set is drawn, by name; 1 where it is not named.
 
+    Attributes:
+        examples: Of examples.jsonl, in its order.
+        queries: Token ids by example: the query in its template, up to where a thought begins.
+        thoughts: Token ids by example, none where no thought is known to help.
+        documents: Token ids by line of documents.jsonl, emb_token included.
+        codec: As given.
+
     Raises:
-        ValueError: If there is no set of a name that has a weight, or `judged` and nothing is.
+        ValueError: If there is no set of a name that has a weight, `judged` and nothing is, or
+            `helped` and nothing did.
     """
 
     def __init__(
@@ -73,22 +87,25 @@ class Stream:
         self._teacher_queries = np.load(folder / "queries.npy")
         self._teacher_documents = np.load(folder / "documents.npy")
         self._negatives = np.load(folder / "negatives.npy")
-        kept = np.load(folder / "positives.npy")
-        ends = np.cumsum([len(example.positives) for example in self.examples])
-        self._kept = np.split(kept, ends[:-1])
+        self._kept = kept_positives(folder, self.examples)
         self.codec = codec
         # The template's end stays: a query is prefix + text + <think>, cut before the last two.
         self.queries: Rows = [cut(codec.query(e.query).tokens, query_tokens) for e in self.examples]
         self.documents: Rows = [
             (*cut(codec.document(text).tokens, document_tokens - 1), codec.emb_id) for text in texts
         ]
-        found = read_thoughts(folder) or [None] * len(self.examples)
+        found = read_thoughts(folder, len(self.examples))
         self.thoughts: Rows = [words_as_tokens(codec, text or "") for text in found]
         unknown = {at for at, text in enumerate(found) if text is None} if judged else set()
         self._folder = folder
         self._parts = {part: self._members(part, unknown) for part in ("train", "dev")}
         if not self._parts["train"]:
-            raise ValueError(f"{folder} has no example that was judged: run thoughts.py first")
+            raise ValueError(f"{folder} has no example that was judged: run recipes.nano.thoughts")
+        if helped and not any(self.thoughts):
+            raise ValueError(
+                f"{folder} has no thought that helped, for helped = {helped}: "
+                "run recipes.nano.thoughts"
+            )
         self._together, self._helped = together, round(together * helped)
         self._shares = self._set_shares(judged, weights or {})
 
@@ -115,8 +132,9 @@ class Stream:
 
     @cached_property
     def _keywords(self) -> Sequence[Mapping[tuple[int, ...], float]]:
-        found = read_keywords(self._folder)
-        tokens = {word: words_as_tokens(self.codec, word) for words in found for word in words}
+        found = read_keywords(self._folder, len(self.examples))
+        distinct = {word for words in found for word in words}
+        tokens = {word: words_as_tokens(self.codec, word) for word in distinct}
         return [{tokens[word]: weight for word, weight in words.items()} for words in found]
 
     def wording(self, at: int, rng: np.random.Generator, *, most: int, budget: int) -> Wording:
@@ -133,8 +151,7 @@ class Stream:
 
     def positives(self, at: int) -> NDArray[np.int64]:
         """Documents to train an example on, int64."""
-        found: NDArray[np.int64] = np.array(self.examples[at].positives)[self._kept[at]]
-        return found
+        return self._kept[at]
 
     def batch(self, step: int, size: int, negatives: int, seed: int) -> Batch:
         """The batch of a step.
@@ -195,7 +212,7 @@ class Stream:
 
         Args:
             most: Questions of a set.
-            distractors: Documents of training that nothing in dev answers, over all sets.
+            distractors: Other documents, which answer none of these questions.
         """
         chosen = [members[:most] for members in self._parts["dev"].values()]
         examples = np.concatenate(chosen)
@@ -233,8 +250,7 @@ class Pool:
         Args:
             scores: float32 [q, n].
         """
-        best = np.where(self.answers, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks = 1 / (1 + (scores > best).sum(axis=1))
+        ranks = 1 / best_ranks(scores, self.answers)
         found = {
             name: float(ranks[[s == name for s in self.sets]].mean())
             for name in sorted(set(self.sets))
@@ -255,8 +271,16 @@ def cut(row: tuple[int, ...], most: int) -> tuple[int, ...]:
     return row if len(row) <= most else (*row[: most - 2], *row[-2:])
 
 
-def read_thoughts(folder: Path) -> list[str | None]:
-    """What thoughts.py wrote, None where it has not judged; nothing before it has run."""
+def read_thoughts(folder: Path, examples: int) -> list[str | None]:
+    """What thoughts.py wrote, by example; None where it has not judged, or not run.
+
+    Raises:
+        ValueError: If it wrote for another stream.
+    """
     path = folder / THOUGHTS
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    if not path.exists():
+        return [None] * examples
+    lines = path.read_bytes().splitlines()
+    if len(lines) != examples:
+        raise ValueError(f"{path} has {len(lines)} lines for {examples} examples: remove it")
     return [msgspec.json.decode(line, type=str | None) for line in lines]

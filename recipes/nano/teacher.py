@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from recipes.nano.data import Example, groups, read_examples
+from recipes.nano.data import POSITIVES, Example, groups, read_examples
 
 NEGATIVES: Final = 16
 
@@ -115,7 +115,7 @@ def main(data: Path, tokens: int) -> None:
     np.save(data / "documents.npy", documents)
     queries = embed([example.query for example in examples], tokens=tokens, rounded=True)
     np.save(data / "queries.npy", queries)
-    np.save(data / "positives.npy", answers(examples, queries, documents))
+    np.save(data / POSITIVES, answers(examples, queries, documents))
     negatives = hard_negatives(examples, queries, documents)
     np.save(data / "negatives.npy", negatives)
     click.echo(f"{len(documents)} documents, {len(queries)} queries, ", nl=False)

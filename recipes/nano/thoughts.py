@@ -22,18 +22,17 @@ import Stemmer
 import torch
 from numpy.typing import NDArray
 
-from recipes.nano.data import Example, groups, read_examples
-from recipes.nano.keywords import Keywords
+from recipes.nano.data import Example, groups, kept_positives, read_examples
+from recipes.nano.keywords import Keywords, answer_text
 from recipes.nano.model import Student, load_student
+from recipes.nano.ranks import best_ranks
 from recipes.nano.stream import THOUGHTS, cut, read_thoughts, words_as_tokens
 from recipes.nano.teacher import embed
+from recipes.nano.wording import TOKENS, WORDS
 from t1_edge.contract import Codec
 
-WORDS: Final = (4, 8)
-"""Lengths of the candidates, in words. Nothing stands between two: a comma would cost a token."""
-
-TOKENS: Final = 16
-"""Longest thought, in tokens of the student."""
+_LENGTHS: Final = (WORDS // 2, WORDS)
+"""Of the candidates, in words."""
 
 _JUDGES_NEEDED: Final = 2
 
@@ -140,35 +139,19 @@ class Reader:
         return found
 
 
-def log_ranks(
-    scores: NDArray[np.float32], answers: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float32]:
-    """Natural log of the best rank of an answer, float32 [queries].
-
-    Args:
-        scores: float32 [queries, documents].
-        answers: Columns that answer, by query.
-    """
-    best = np.array([row[found].max() for row, found in zip(scores, answers, strict=True)])
-    better = (scores > best[:, None]).sum(axis=1)
-    ranks: NDArray[np.float32] = np.log1p(better, dtype=np.float32)
-    return ranks
-
-
-def candidates(example: Example, documents: Sequence[str], keywords: Keywords) -> list[str]:
-    """What might help: keywords of the answers, and of the rationale, at several lengths."""
-    answer = " ".join(documents[at] for at in example.positives[:6])
+def candidates(example: Example, answer: str, keywords: Keywords) -> list[str]:
+    """What might help: keywords of the answer, and of the rationale, at several lengths."""
     found = []
     for source in (answer, example.rationale):
-        words = [*keywords.weighed(source, example.query, max(WORDS))]
-        found += [" ".join(words[:most]) for most in WORDS if words]
+        words = [*keywords.weighed(source, example.query, WORDS)]
+        found += [" ".join(words[:most]) for most in _LENGTHS if words]
     return list(dict.fromkeys(found))
 
 
 def choose(
     examples: Sequence[Example],
     options: Sequence[Sequence[str]],
-    answers: Sequence[NDArray[np.int64]],
+    answers: NDArray[np.bool_],
     judges: Sequence[Judge],
 ) -> list[str]:
     """The candidate of each example that helps most, "" where fewer than two judges agree.
@@ -176,7 +159,7 @@ def choose(
     Args:
         examples: Of one set.
         options: Candidates by example.
-        answers: Places of the answers in the judges' pool, by example.
+        answers: bool [examples, documents of the judges' pool].
         judges: Three.
     """
     owner = np.array([at for at, texts in enumerate(options) for _ in texts], np.int64)
@@ -184,9 +167,9 @@ def choose(
     asked = [f"{examples[at].query} {text}" for at, text in zip(owner, flat, strict=True)]
     gains = np.zeros((len(judges), len(flat)), np.float32)
     for row, judge in zip(gains, judges, strict=True):
-        plain = log_ranks(judge.scores([e.query for e in examples]), answers)
-        thought = log_ranks(judge.scores(asked), [answers[at] for at in owner])
-        row[:] = plain[owner] - thought
+        plain = best_ranks(judge.scores([e.query for e in examples]), answers)
+        thought = best_ranks(judge.scores(asked), answers[owner])
+        row[:] = np.log(plain[owner] / thought)
     helped = (gains > 0).sum(axis=0) >= _JUDGES_NEEDED
     total = np.where(helped, gains.sum(axis=0), 0)
     chosen = [""] * len(examples)
@@ -206,20 +189,22 @@ def main(data: Path, student: Path, most: int, whole: Sequence[str], distractors
     """Write the thoughts of the stream beside it; called again, go on with what is not judged."""
     documents, examples = read_examples(data)
     reader = Reader(*load_student(student), documents)
+    kept = kept_positives(data, examples)
     teacher = np.load(data / "documents.npy")
     others = np.random.default_rng(0).choice(len(documents), distractors, replace=False)
-    thoughts = read_thoughts(data) or [None] * len(examples)
+    thoughts = read_thoughts(data, len(examples))
     if unknown := set(whole) - {example.set for example in examples}:
         raise click.BadParameter(f"no set {min(unknown)!r}", param_hint="--whole")
     for name, members in groups(examples):
         judged = members if name.split()[0] in whole else members[:most]
         due = [at for at in judged if thoughts[at] is None]
         if due:
-            kept = _judge(reader, [examples[at] for at in due], others, teacher)
-            for at, text in zip(due, kept, strict=True):
+            answers = [answer_text(kept[at], documents) for at in due]
+            found = _judge(reader, [examples[at] for at in due], answers, others, teacher)
+            for at, text in zip(due, found, strict=True):
                 thoughts[at] = text
             _write(data, thoughts)
-            click.echo(f"{name}: {sum(map(bool, kept))} of {len(due)} have a thought that helps")
+            click.echo(f"{name}: {sum(map(bool, found))} of {len(due)} have a thought that helps")
 
 
 def _write(data: Path, thoughts: Sequence[str | None]) -> None:
@@ -232,23 +217,24 @@ def _write(data: Path, thoughts: Sequence[str | None]) -> None:
 def _judge(
     reader: Reader,
     examples: Sequence[Example],
+    answers: Sequence[str],
     others: NDArray[np.int64],
     teacher: NDArray[np.float16],
 ) -> list[str]:
     pool = np.unique(np.concatenate([*(e.positives for e in examples), others]))
     texts = [reader.texts[at] for at in pool]
-    answers = [np.searchsorted(pool, e.positives) for e in examples]
+    positives = np.stack([np.isin(pool, e.positives) for e in examples])
     keywords = Keywords(texts)
     options = [
-        [text for text in candidates(e, reader.texts, keywords) if reader.length(text) <= TOKENS]
-        for e in examples
+        [text for text in candidates(e, answer, keywords) if reader.length(text) <= TOKENS]
+        for e, answer in zip(examples, answers, strict=True)
     ]
     judges: list[Judge] = [
         BM25Judge(texts),
         VectorJudge(documents=teacher[pool].astype(np.float32), embed=partial(embed, rounded=True)),
         VectorJudge(documents=reader.documents(pool.tolist()), embed=reader.queries),
     ]
-    return choose(examples, options, answers, judges)
+    return choose(examples, options, positives, judges)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.nano.config import Config, read_config
+from recipes.nano.learner import Learner
 from recipes.nano.model import new_student
-from recipes.nano.stages import STAGES, Learner
+from recipes.nano.stages import loss_of
 from recipes.nano.stream import Stream
 
 
@@ -30,9 +31,10 @@ class Run:
         config: The run.
         data: The stream's folder.
         out: Where metrics, checkpoint and adapters go.
+        init: Adapter to start from; without one, the student has learnt nothing.
     """
 
-    def __init__(self, config: Config, data: Path, out: Path) -> None:
+    def __init__(self, config: Config, data: Path, out: Path, init: Path | None) -> None:
         torch.manual_seed(config.seed)
         self.config, self.out = config, out
         self.step, self.best = 0, 0.0
@@ -56,6 +58,9 @@ class Run:
             weights=config.weights,
         )
         self.learner = Learner(student, codec, stream, config)
+        if init:
+            student.load(init)
+        self._loss = loss_of(self.learner)
         trained = student.trained()
         # Decay would move rows that do not learn.
         groups = [{"params": [trained.pop("rows")], "weight_decay": 0.0}]
@@ -70,12 +75,12 @@ class Run:
             self.learner.student.load_state_dict(stored["trained"], strict=False)
             self.optimizer.load_state_dict(stored["optimizer"])
             self.step, self.best = stored["step"], stored["best"]
-            self._forget_later_metrics()
+        self._forget_later_metrics()
 
     def _forget_later_metrics(self) -> None:
         """Lines of steps behind the checkpoint: they will be run again."""
         path = self.out / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         path.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.step))
 
     def keep(self) -> None:
@@ -93,7 +98,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.learner.stream.batch(self.step, config.batch, config.negatives, config.seed)
-        loss, parts = STAGES[config.stage](self.learner, batch)
+        loss, parts = self._loss(batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         trained = self.learner.student.trained().values()
@@ -150,9 +155,7 @@ def main(config: Path, data: Path, out: Path, init: Path | None) -> None:
     """Train one stage; called again, it goes on."""
     settings = read_config(config)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(settings, data, out)
-    if init:
-        run.learner.student.load(init)
+    run = Run(settings, data, out, init)
     run.resume()
     while run.step < settings.steps:
         run.log(**run.learn())

@@ -7,17 +7,24 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from recipes.nano.config import Config
+from recipes.nano.config import Config, read_config
 from recipes.nano.data import Pair, split
 from recipes.nano.evaluate import Measured
-from recipes.nano.keywords import Keywords, draw_wording
+from recipes.nano.keywords import Keywords
+from recipes.nano.keywords import main as write_keywords
+from recipes.nano.learner import Learner
 from recipes.nano.model import Frozen, Student, load_student, new_student
+from recipes.nano.ranks import best_ranks
 from recipes.nano.report import compare
-from recipes.nano.stages import STAGES, Learner, log_ranks
+from recipes.nano.stages import joint as joint_loss
+from recipes.nano.stages import loss_of
+from recipes.nano.statistics import training_rows
 from recipes.nano.stream import Stream, cut
 from recipes.nano.thoughts import BM25Judge, Reader, choose
+from recipes.nano.wording import draw_wording
 from t1_edge.contract import Codec
 from t1_edge_export.adapter import with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
@@ -26,6 +33,8 @@ from t1_edge_export.vocabulary import with_tokens
 from tiny import Tiny
 
 Made = tuple[Student, Codec]
+
+_CONFIGS = sorted((Path(__file__).parents[2] / "recipes/nano/configs").glob("*.toml"))
 
 
 @pytest.fixture
@@ -160,10 +169,10 @@ def test_a_stage_lowers_its_loss_on_one_batch(student: Made, stream: Stream, sta
     learner = Learner(made, codec, stream, config)
     batch = stream.batch(0, 32, 1, seed=0)
     optimizer = torch.optim.Adam(made.trained().values(), 3e-3)
-    losses = []
+    losses, loss_function = [], loss_of(learner)
     for _ in range(6):
         optimizer.zero_grad()
-        loss, parts = STAGES[stage](learner, batch)
+        loss, parts = loss_function(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         # The reward's part of stage 3 is drawn anew each time; what is read behind thoughts is not.
@@ -189,17 +198,20 @@ def test_the_joint_stage_reads_own_thoughts_where_none_helps(
         return written, np.ones(len(examples), np.bool_)
 
     share = len(without) / 32
-    learner = Learner(made, codec, stream, Config(stage="joint", steps=1, own=share))
+    learner = Learner(made, codec, stream, Config(stage="joint", steps=1, own=share, writing=0.5))
     monkeypatch.setattr(learner, "think", think)
-    parts = STAGES["joint"](learner, batch)[1]
+    loss, parts = joint_loss(learner, batch)
     assert asked == batch.examples[without].tolist()
     thoughts = [stream.thoughts[e] or [5, 6] for e in batch.examples]
     vectors, documents = (
         learner.behind(batch.examples, thoughts),
         learner.documents(batch.documents),
     )
-    expected = learner.reading_loss(vectors, documents, batch)[1]
+    reading, expected = learner.reading_loss(vectors, documents, batch)
     assert parts["contrast"] == pytest.approx(expected["contrast"], abs=1e-4)
+    direct, _ = learner.reading_loss(learner.direct(batch.examples), documents, batch)
+    writing = learner.writing_loss(batch.examples, seed=batch.seed)
+    assert float(loss) == pytest.approx(float(direct + reading + 0.5 * writing), abs=1e-3)
 
 
 def test_a_batch_is_its_steps(stream: Stream) -> None:
@@ -271,7 +283,7 @@ def test_a_thought_is_kept_where_two_judges_gain() -> None:
     found = keywords.weighed("anthocyanins redden leaves", "why do leaves", 2)
     assert list(found) == ["anthocyanins", "redden"]
     _, examples = split([Pair(set="s", query="why leaves", documents=documents[:1])])
-    options, answers = [["anthocyanins, redden", "rain"]], [np.array([0])]
+    options, answers = [["anthocyanins, redden", "rain"]], np.array([[True, False, False, False]])
     judge = BM25Judge(documents)
     assert choose(examples, options, answers, [judge, judge, judge]) == ["anthocyanins, redden"]
 
@@ -291,9 +303,9 @@ def test_a_word_that_few_documents_have_is_left_out() -> None:
 
 def test_a_wording_has_every_word_that_is_left_as_a_goal() -> None:
     words = {(7,): 3.0, (8, 9): 1.0, (9,): 1.0, (8, 3): 1.0, (4, 4): 9.0}
-    firsts = []
-    for seed in range(60):
-        drawn = draw_wording(words, np.random.default_rng(seed), most=3, budget=4, close=1)
+    firsts, repeated, rng = [], 0, np.random.default_rng(0)
+    for _ in range(60):
+        drawn = draw_wording(words, rng, most=3, budget=4, close=1)
         assert drawn.goals[0] == pytest.approx({7: 9 / 12, 8: 2 / 12, 9: 1 / 12})
         assert len(set(drawn.tokens)) == len(drawn.tokens) <= 4
         assert len(drawn.goals) == len(drawn.tokens) + 1
@@ -303,10 +315,56 @@ def test_a_wording_has_every_word_that_is_left_as_a_goal() -> None:
             assert sum(goal.values()) == pytest.approx(1)
         firsts.append(drawn.tokens[0])
         if drawn.tokens[:2] == (8, 9):
+            repeated += 1
             assert drawn.goals[1:3] == [{9: 1.0}, {7: 1.0}]  # (9,) and (8, 3) would repeat
-    assert 30 < firsts.count(7) < 55
-    none = draw_wording({}, np.random.default_rng(0), most=3, budget=4, close=1)
+    assert repeated
+    assert 38 < firsts.count(7) < 53  # of 60; the square of the weights makes it 45, they 30
+    (short,) = draw_wording({(5,): 1.0, (6,): 1.0}, rng, most=1, budget=9, close=1).tokens
+    assert short in (5, 6)
+    none = draw_wording({}, rng, most=3, budget=4, close=1)
     assert (none.tokens, none.goals) == ((), [{1: 1.0}])
+
+
+def test_keywords_are_those_of_kept_answers(student: Made, stream: Stream, tmp_path: Path) -> None:
+    done = CliRunner().invoke(write_keywords, ["--data", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0
+    again = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24)
+    words = again.wording(0, np.random.default_rng(0), most=8, budget=16)
+    # The tiny tokenizer spells the space as a token of its own, which no thought has twice.
+    assert student[1].thought_text(words.tokens).strip() in ("answer", "number")
+    (tmp_path / "keywords.jsonl").write_bytes(b"{}\n")
+    stale = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24)
+    with pytest.raises(ValueError, match=r"1 examples for 80: run recipes\.nano\.keywords"):
+        stale.wording(0, np.random.default_rng(0), most=8, budget=16)
+
+
+def test_statistics_are_of_training_rows_with_thoughts_and_without(stream: Stream) -> None:
+    rows = training_rows(stream, 8, seed=0)
+    codec = stream.codec
+    ends = [row[-2:] for row in rows[:8]]
+    assert ends == [(codec.close_id, codec.emb_id)] * 8
+    queries = {query: at for at, query in enumerate(stream.queries)}
+    for turn, row in enumerate(rows[:8]):
+        opened = row.index(codec.open_id) + 1
+        assert stream.examples[queries[row[:opened]]].part == "train"
+        assert (len(row) - 2 > opened) == bool(turn % 2)
+    assert set(rows[8:]) <= set(stream.documents)
+
+
+@pytest.mark.parametrize("config", _CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_a_run(config: Path) -> None:
+    read_config(config)
+
+
+def test_a_stream_without_thoughts_cannot_draw_those_that_helped(
+    student: Made, stream: Stream, tmp_path: Path
+) -> None:
+    (tmp_path / "thoughts.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"run recipes\.nano\.thoughts"):
+        Stream(tmp_path, student[1], query_tokens=24, document_tokens=24, helped=0.5)
+    (tmp_path / "thoughts.jsonl").write_bytes(b'""\n')
+    with pytest.raises(ValueError, match="1 lines for 80"):
+        Stream(tmp_path, student[1], query_tokens=24, document_tokens=24)
 
 
 def test_a_reader_reads_documents_once(student: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,15 +384,14 @@ def test_a_question_of_stop_words_alone_finds_nothing() -> None:
 
 
 def test_ranks_count_what_stands_before_the_best_answer() -> None:
-    scores = torch.tensor([[0.9, 0.5, 0.7, 0.1]])
+    scores = np.array([[0.9, 0.5, 0.7, 0.1]], np.float32)
     for answers, rank in (
         ([1, 0, 0, 0], 1),
         ([0, 1, 0, 0], 3),
         ([0, 1, 1, 0], 2),
         ([0, 0, 0, 1], 4),
     ):
-        found = log_ranks(scores, torch.tensor([answers], dtype=torch.bool))
-        assert float(found) == pytest.approx(np.log(rank))
+        assert best_ranks(scores, np.array([answers], np.bool_)).tolist() == [rank]
 
 
 def test_a_row_is_cut_before_its_last_two_tokens() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from recipes.nano.config import Config
+from recipes.nano.learner import Learner
 from recipes.nano.model import Student, new_student
-from recipes.nano.stages import Learner
 from recipes.nano.stream import Stream
 from t1_edge.contract import Codec
 from tiny import Tiny
@@ -136,12 +136,15 @@ def stream(make: Make, tmp_path: Path) -> Callable[..., Stream]:
     return made
 
 
-def test_writing_and_reading_is_a_plain_pass(make: Make, stream: Callable[..., Stream]) -> None:
+@pytest.mark.parametrize("least", [0, 1])
+def test_writing_and_reading_is_a_plain_pass(
+    make: Make, stream: Callable[..., Stream], least: int
+) -> None:
     student, codec = make()
     learner = Learner(student, codec, stream(), Config(stage="joint", steps=1))
-    examples, thoughts = np.array([7, 12, 3]), [[5, 6, 5], [], [9]]
+    examples, thoughts = np.array([7, 12, 3]), [[5, 6, 7], [], [9]]
     with torch.no_grad():
-        vectors, likely, owners = learner.write_and_read(examples, thoughts)
+        vectors, likely, owners = learner.write_and_read(examples, thoughts, least=least)
         assert owners.tolist() == [0] * 4 + [1] + [2] * 2
         for at, (example, thought) in enumerate(zip(examples, thoughts, strict=True)):
             query = learner.stream.queries[example]
@@ -151,7 +154,8 @@ def test_writing_and_reading_is_a_plain_pass(make: Make, stream: Callable[..., S
             torch.testing.assert_close(vectors[at], last, atol=1e-5, rtol=0)
             scores = student.logits(states)[len(query) - 1 : -2]
             for step in range(len(thought) + 1):  # what is written is not written again
-                scores[step, list({*thought[:step]} - {*thought[step : step + 1]})] = -torch.inf
+                scores[step, thought[:step]] = -torch.inf
+            scores[: min(least, len(thought)), [codec.close_id, *codec.stop_ids]] = -torch.inf
             expected = [
                 float(scores.log_softmax(-1)[step, token])
                 for step, token in enumerate((*thought, codec.close_id))
@@ -163,14 +167,14 @@ def test_writing_is_learnt_at_each_place_of_a_thought(
     make: Make, stream: Callable[..., Stream]
 ) -> None:
     student, codec = make()
-    config = Config(stage="joint", steps=1, keywords=3, budget=8)
+    config = Config(stage="joint", steps=1, keywords=2, budget=8)
     learner = Learner(student, codec, stream(), config)
     examples = np.array([3, 12, 5])
     rng, expected = np.random.default_rng(9), []
     with torch.no_grad():
         found = learner.writing_loss(examples, seed=9)
         for example in examples.tolist():
-            words = learner.stream.wording(example, rng, most=3, budget=8)
+            words = learner.stream.wording(example, rng, most=2, budget=8)
             query = learner.stream.queries[example]
             scores = student.logits(_states(student, (*query, *words.tokens)))[len(query) - 1 :]
             assert len(scores) == len(words.goals)
@@ -220,5 +224,5 @@ def test_a_set_without_a_judged_example_is_left_out(stream: Callable[..., Stream
     thoughts = ["word" if at % 2 else None for at in range(40)]
     drawn = stream(thoughts, judged=True).batch(0, 16, 0, seed=0).examples
     assert (drawn % 2 == 1).all()
-    with pytest.raises(ValueError, match=r"run thoughts\.py first"):
+    with pytest.raises(ValueError, match=r"run recipes\.nano\.thoughts"):
         stream([None] * 40, judged=True)
