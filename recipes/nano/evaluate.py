@@ -21,12 +21,13 @@ from t1_edge.encoder import Encoder
 from t1_edge_bench import pydoc
 from t1_edge_bench.datasets import Dataset, load
 from t1_edge_bench.metrics import score
-from t1_edge_bench.ranking import Run, bm25, dense
-from t1_edge_bench.search import DENSE, Searcher
+from t1_edge_bench.ranking import Run, bm25, dense, fuse
+from t1_edge_bench.search import DENSE, EXPANDED, Searcher
 
 SETS: Final = ("entailment-bank", "openstax-psychology", "bright-pony", "bright-theoremqa")
 PYDOC: Final = "pydoc"
-SHUFFLED: Final = "behind the next query's thought"
+SHUFFLED: Final = "behind the thought of a query half the set away"
+DIRECT_AND_EXPANDED: Final = f"direct, {EXPANDED} by RRF"
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +104,7 @@ def baselines(task: Task) -> Iterator[Measured]:
 
 
 def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[Measured]:
-    """A build at one budget: alone, with BM25, and behind other queries' thoughts.
+    """A build at one budget: alone, with BM25, and with a thought of its own or of another query.
 
     Args:
         task: The data set.
@@ -113,19 +114,21 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
     """
     encoder = searcher.encoder
     found = searcher.think(budget)
-    for system, run in searcher.runs(found, thinking=budget > 0).items():
+    runs = dict(searcher.runs(found, thinking=budget > 0))
+    if budget:
+        texts = [query.text for query in task.dataset.queries]
+        half = len(found) // 2  # neighbours are often about one subject
+        others = [query.thought for query in (*found[half:], *found[:half])]
+        runs[SHUFFLED] = searcher.dense(encoder.encode_queries(texts, thoughts=others))
+        direct = searcher.dense(searcher.think(0))
+        runs[DIRECT_AND_EXPANDED] = fuse([direct, runs[EXPANDED]])
+    for system, run in runs.items():
         line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
         if system == DENSE:
             tokens = float(np.mean([len(query.thought_tokens) for query in found]))
             seconds = _seconds(searcher, budget)
             line = msgspec.structs.replace(line, seconds=seconds, thought_tokens=tokens)
         yield line
-    if budget:
-        texts = [query.text for query in task.dataset.queries]
-        others = [query.thought for query in (*found[1:], found[0])]
-        shuffled = searcher.dense(encoder.encode_queries(texts, thoughts=others))
-        system = system_name(name, budget, SHUFFLED)
-        yield task.measure(system, shuffled, build=encoder.fingerprint)
 
 
 def _seconds(searcher: Searcher, budget: int) -> float:
@@ -138,7 +141,7 @@ def _seconds(searcher: Searcher, budget: int) -> float:
 
 
 def system_name(build: str, budget: int, system: str = DENSE) -> str:
-    """What a line calls a system of `Searcher.runs`, or `SHUFFLED`, with a build at a budget."""
+    """What a line calls a system of `Searcher.runs`, or of `measure`, with a build at a budget."""
     return f"{build} at {budget}: {system}"
 
 

@@ -11,7 +11,7 @@ import click
 import msgspec
 import numpy as np
 
-from recipes.nano.evaluate import SHUFFLED, Measured, read, system_name
+from recipes.nano.evaluate import DIRECT_AND_EXPANDED, SHUFFLED, Measured, read, system_name
 from t1_edge_bench.search import BOTH, EXPANDED, HYBRID
 from t1_edge_bench.table import table
 
@@ -83,6 +83,8 @@ def claims(
             yield system_name(build, budget, SHUFFLED), direct
             yield system_name(build, budget, EXPANDED), "bm25"
             yield system_name(build, budget, BOTH), system_name(build, 0, HYBRID)
+            yield system_name(build, budget, DIRECT_AND_EXPANDED), system_name(build, 0, HYBRID)
+            yield system_name(build, budget, DIRECT_AND_EXPANDED), direct
 
 
 def budgets(measured: Sequence[Measured], build: str) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from recipes.nano.average import average
 from recipes.nano.config import Config, read_config
 from recipes.nano.data import Pair, split
 from recipes.nano.evaluate import Measured
@@ -113,6 +114,24 @@ def test_a_thought_has_its_least_tokens(student: Made) -> None:
     )
     assert min(map(len, free)) == 1
     assert all(codec.close_id not in thought[:3] for thought in held)
+
+
+def test_the_mean_of_adapters_lies_between_them(student: Made, tmp_path: Path) -> None:
+    made, _ = student
+    folders = [tmp_path / name for name in ("first", "second", "mean")]
+    before = {name: p.detach().clone() for name, p in made.trained().items()}
+    made.save(folders[0], "base")
+    with torch.no_grad():
+        for parameter in made.trained().values():
+            parameter.add_(1)
+    made.save(folders[1], "base")
+    average(folders[0], folders[1], 0.25, folders[2])
+    made.load(folders[2])
+    for name, parameter in made.trained().items():
+        torch.testing.assert_close(parameter.detach(), before[name] + 0.25, atol=2e-3, rtol=0)
+    made.save(folders[1], "another base")
+    with pytest.raises(ValueError, match="different kinds"):
+        average(folders[0], folders[1], 0.25, folders[2])
 
 
 def test_only_the_adapter_and_the_new_rows_learn(student: Made) -> None:
