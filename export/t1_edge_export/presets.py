@@ -19,8 +19,8 @@ _CHAT: Final = Contract(
     stop=("<|im_end|>", "<|endoftext|>"),
 )
 
-# What nano was trained on: short, so that little is read twice. Its thoughts do not pay yet
-# (docs/nano.md), so that it thinks only when asked to.
+# What nano was trained on: short, so that little is read twice. Its thoughts help BM25 and not its
+# vector (docs/nano.md), so that it thinks only when asked to.
 _NANO: Final = Contract(
     query="Query: {text}\n",
     document="Document: {text}\n",

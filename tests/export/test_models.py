@@ -18,7 +18,7 @@ from t1_edge.cache import checkpoint_dir, model_dir
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
 from t1_edge.errors import ExportError, MissingExtraError
-from t1_edge_bench import pydoc
+from t1_edge_bench import demo, pydoc
 from t1_edge_export.checkpoint import PULLED
 from t1_edge_export.models import MODELS, formats_here
 from tiny import TINY_CONTRACT, Tiny
@@ -157,3 +157,11 @@ def test_nano_thinks_only_when_it_is_asked_to(nano: Build) -> None:
         found = encoder.encode_queries(questions, budget=16)
     assert any(query.thought for query in found)
     assert {query.stopped_by for query in found} <= {"closed", "budget", "stop_token"}
+
+
+def test_the_demo_shows_what_nano_thinks(nano: Build) -> None:
+    row, answers = demo.measure(nano, "onnx", lambda text: None, lambda passages: None)
+    assert row.ndcg > demo.baseline().ndcg
+    thoughts = [answer.thought.split() for answer in answers]
+    assert sum(map(bool, thoughts)) > len(thoughts) / 2
+    assert {len(answer.topics) for answer in answers} == {3}
