@@ -83,8 +83,9 @@ def measure(
         say(f"{format}: thinking about {len(data.queries)} questions")
         found = encoder.encode_queries([query.text for query in data.queries])
         alone = [_seconds(encoder, query.text) for query in data.queries[:_TIMED]]
-        budget = encoder.codec.contract.budget or _ASKED
-        shown = encoder.encode_queries([q.text for q in data.queries[:_SHOWN]], budget=budget)
+        shown = found[:_SHOWN]
+        if not encoder.codec.contract.budget:
+            shown = encoder.encode_queries([q.text for q in data.queries[:_SHOWN]], budget=_ASKED)
         library = encoder.info.library
     queries = np.stack([query.vector for query in found])
     run = pydoc.by_topic(dense(data, documents.vectors, queries))

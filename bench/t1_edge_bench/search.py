@@ -15,12 +15,13 @@ from t1_edge_bench.ranking import Run, bm25, dense, fuse
 from t1_edge_bench.vectors import document_vectors
 
 DENSE: Final = "t1-edge"
-HYBRID: Final = "t1-edge, bm25 by RRF"
-EXPANDED: Final = "bm25 over query x5 and thought"
-BOTH: Final = "t1-edge, bm25 over query x5 and thought by RRF"
+HYBRID: Final = f"{DENSE}, bm25 by RRF"
 
 _QUERY_WEIGHT: Final = 5
 """How often BM25 reads the query for each time that it reads the thought."""
+
+EXPANDED: Final = f"bm25 over query x{_QUERY_WEIGHT} and thought"
+BOTH: Final = f"{DENSE}, {EXPANDED} by RRF"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,11 @@ class Searcher:
     def lexical(self) -> Run:
         """BM25 over the queries as they are."""
         return bm25(self.dataset)
+
+    @cached_property
+    def direct(self) -> Run:
+        """What vectors of the queries find without a thought."""
+        return self.dense(self.think(0))
 
     def think(self, budget: int) -> Sequence[QueryEmbedding]:
         """Every query's thought and vector, in batches."""

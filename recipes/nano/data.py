@@ -15,7 +15,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -74,6 +74,13 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     positives: tuple[int, ...]
     rationale: str = ""
     whole: bool = True
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """A JSON line for each row; a killed run leaves the file before."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    new.replace(path)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -293,10 +300,8 @@ def main(train: Path, bench: Path, out: Path, seed: int) -> None:
     kept = [pair for pair in found if not known.holds(pair.query)]
     documents, examples = split(kept)
     out.mkdir(parents=True, exist_ok=True)
-    encode = msgspec.json.encode
-    lines = b"".join(encode({"text": text}) + b"\n" for text in documents)
-    (out / "documents.jsonl").write_bytes(lines)
-    (out / "examples.jsonl").write_bytes(b"".join(encode(e) + b"\n" for e in examples))
+    write_lines(out / "documents.jsonl", ({"text": text} for text in documents))
+    write_lines(out / "examples.jsonl", examples)
     click.echo(f"{len(found) - len(kept)} of {len(found)} questions occur in a bench set: dropped")
     click.echo(f"{len(documents)} documents")
     for (name, part), count in sorted(Counter((e.set, e.part) for e in examples).items()):

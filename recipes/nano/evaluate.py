@@ -120,8 +120,7 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
         half = len(found) // 2  # neighbours are often about one subject
         others = [query.thought for query in (*found[half:], *found[:half])]
         runs[SHUFFLED] = searcher.dense(encoder.encode_queries(texts, thoughts=others))
-        direct = searcher.dense(searcher.think(0))
-        runs[DIRECT_AND_EXPANDED] = fuse([direct, runs[EXPANDED]])
+        runs[DIRECT_AND_EXPANDED] = fuse([searcher.direct, runs[EXPANDED]])
     for system, run in runs.items():
         line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
         if system == DENSE:

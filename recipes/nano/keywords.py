@@ -14,12 +14,11 @@ from typing import Final
 
 import bm25s
 import click
-import msgspec
 import numpy as np
 import Stemmer
 from numpy.typing import NDArray
 
-from recipes.nano.data import kept_positives, read_examples
+from recipes.nano.data import kept_positives, read_examples, write_lines
 from recipes.nano.wording import KEYWORDS
 
 _MOST: Final = 16
@@ -110,13 +109,11 @@ def main(data: Path) -> None:
     documents, examples = read_examples(data)
     keywords = Keywords(documents, seen=_SEEN)
     answers = [answer_text(kept, documents) for kept in kept_positives(data, examples)]
-    found = [
+    found = (
         keywords.weighed(text, example.query, _MOST)
         for text, example in zip(answers, examples, strict=True)
-    ]
-    new = data / f"{KEYWORDS}.new"
-    new.write_bytes(b"".join(msgspec.json.encode(words) + b"\n" for words in found))
-    new.replace(data / KEYWORDS)
+    )
+    write_lines(data / KEYWORDS, found)
 
 
 if __name__ == "__main__":

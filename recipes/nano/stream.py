@@ -34,14 +34,14 @@ class Batch:
         answers: bool [b, n], whether a document is known to answer an example.
     """
 
+    examples: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    answers: NDArray[np.bool_]
+
     @property
     def seed(self) -> int:
         """Of what is drawn for this batch: the same whenever the step runs again."""
         return int(self.documents.sum())
-
-    examples: NDArray[np.int64]
-    documents: NDArray[np.int64]
-    answers: NDArray[np.bool_]
 
 
 class Stream:

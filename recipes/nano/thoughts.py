@@ -16,13 +16,12 @@ from typing import Any, Final, Protocol
 
 import bm25s
 import click
-import msgspec
 import numpy as np
 import Stemmer
 import torch
 from numpy.typing import NDArray
 
-from recipes.nano.data import Example, groups, kept_positives, read_examples
+from recipes.nano.data import Example, groups, kept_positives, read_examples, write_lines
 from recipes.nano.keywords import Keywords, answer_text
 from recipes.nano.model import Student, load_student
 from recipes.nano.ranks import best_ranks
@@ -203,15 +202,8 @@ def main(data: Path, student: Path, most: int, whole: Sequence[str], distractors
             found = _judge(reader, [examples[at] for at in due], answers, others, teacher)
             for at, text in zip(due, found, strict=True):
                 thoughts[at] = text
-            _write(data, thoughts)
+            write_lines(data / THOUGHTS, thoughts)
             click.echo(f"{name}: {sum(map(bool, found))} of {len(due)} have a thought that helps")
-
-
-def _write(data: Path, thoughts: Sequence[str | None]) -> None:
-    """Replace thoughts.jsonl; a killed run leaves the one before."""
-    new = data / f"{THOUGHTS}.new"
-    new.write_bytes(b"".join(msgspec.json.encode(text) + b"\n" for text in thoughts))
-    new.replace(data / THOUGHTS)
 
 
 def _judge(
