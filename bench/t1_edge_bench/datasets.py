@@ -2,7 +2,8 @@
 
 corpus.jsonl[.gz]            {"_id", "text", "title"?}
 queries[.SPLIT].jsonl[.gz]   {"_id", "text"}
-qrels[.SPLIT].tsv            query-id, corpus-id, score, under a header
+qrels[.SPLIT].tsv            query-id, corpus-id, score, under a header; or qrels/SPLIT.tsv, as BEIR
+                             has it, beside one file of queries for all splits
 excluded.tsv                 optional: query-id, corpus-id, documents that a query leaves out
 """
 
@@ -81,8 +82,8 @@ def load(folder: Path, *, split: str | None = None, limit_queries: int | None = 
     dot = f".{chosen}" if chosen else ""
     documents = _texts(_find(folder, "corpus"))
     known = {document.id for document in documents}
-    qrels = _judgements(folder / f"qrels{dot}.tsv", known)
-    asked = _texts(_find(folder, f"queries{dot}"))
+    qrels = _judgements(_splits(folder)[chosen], known)
+    asked = _texts(_find(folder, f"queries{dot}", "queries"))
     queries = [query for query in asked if query.id in qrels]
     if not queries:
         raise DataError(f"{folder}: none of the {len(asked)} queries has a judgement")
@@ -102,23 +103,35 @@ def load(folder: Path, *, split: str | None = None, limit_queries: int | None = 
 def _choose_split(folder: Path, split: str | None) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder with a corpus.jsonl, queries and qrels")
-    found = sorted(path.name[len("qrels") : -len(".tsv")][1:] for path in folder.glob("qrels*.tsv"))
+    found = sorted(_splits(folder))
     if split is None and len(found) == 1:
         return found[0]
     if split in found:
         return str(split)
     if not found:
-        raise DataError(f"{folder} has no qrels.tsv, nor a qrels.SPLIT.tsv: nothing is judged")
+        raise DataError(
+            f"{folder} has no qrels.tsv, qrels.SPLIT.tsv or qrels/SPLIT.tsv: nothing is judged"
+        )
+    if found == [""]:
+        raise DataError(f"{folder} has no splits: leave --split out")
     listed = ", ".join(name or "(none)" for name in found)
     asked = "name one with --split" if split is None else f"there is no {split!r}"
     raise DataError(f"{folder} has these splits: {listed}; {asked}")
 
 
-def _find(folder: Path, stem: str) -> Path:
-    for suffix in _SUFFIXES:
-        if (folder / (stem + suffix)).is_file():
-            return folder / (stem + suffix)
-    raise DataError(f"{folder} has neither {stem}.jsonl nor {stem}.jsonl.gz")
+def _splits(folder: Path) -> dict[str, Path]:
+    """Files of judgements by split; "" for those of the only one."""
+    flat = {path.name[len("qrels") : -len(".tsv")][1:]: path for path in folder.glob("qrels*.tsv")}
+    return {path.stem: path for path in folder.glob("qrels/*.tsv")} | flat
+
+
+def _find(folder: Path, *stems: str) -> Path:
+    """The first file there is of the stems' names."""
+    for stem in stems:
+        for suffix in _SUFFIXES:
+            if (folder / (stem + suffix)).is_file():
+                return folder / (stem + suffix)
+    raise DataError(f"{folder} has neither {stems[0]}.jsonl nor {stems[0]}.jsonl.gz")
 
 
 def _texts(path: Path) -> list[Text]:

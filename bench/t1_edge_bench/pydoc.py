@@ -89,7 +89,7 @@ def passages(*, max_words: int = 60, per_topic: int = 5) -> tuple[Passage, ...]:
 
 @cache
 def questions() -> tuple[Question, ...]:
-    """The questions; the first five are the demo's."""
+    """The questions, in an order that stays."""
     raw = files("t1_edge_bench").joinpath("data/pydoc_questions.jsonl").read_bytes()
     return tuple(msgspec.json.decode(line, type=Question) for line in raw.splitlines())
 

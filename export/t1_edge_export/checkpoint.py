@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
-from t1_edge.cache import cache_dir
+from t1_edge.cache import MODELS, cache_dir
 from t1_edge.errors import CacheError, CheckpointError
 
 Float32Array = NDArray[np.float32]
@@ -79,6 +79,11 @@ def find_checkpoint(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if os.path.exists(path):  # false for a path that is too long, where Path raises
         return path
+    if name_or_path in MODELS:
+        raise CacheError(
+            f"{name_or_path!r} is no checkpoint, but a model that comes with t1-edge as a build: "
+            f"t1-edge pull {name_or_path}"
+        )
     pulled = cache_dir() / "checkpoints" / path / PULLED
     if len(path.parts) == 1 and os.path.isfile(pulled):
         return pulled

@@ -39,6 +39,11 @@ class HuggingFaceCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{folder} is no Hugging Face folder: it has no config.json; give a folder with "
+                "config.json, safetensors and tokenizer.json, or a .gguf file"
+            )
         self._config = _read_json(folder / "config.json")
         self._decoder = decoder_from_config(self._config, str(folder / "config.json"))
         self._shards = _find_shards(folder)

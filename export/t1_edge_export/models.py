@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -113,9 +114,12 @@ def formats_here() -> list[Format]:
     """The formats that this installation can write and verify, the preferred one first.
 
     Raises:
-        MissingExtraError: If no engine is installed.
+        MissingExtraError: If no engine is installed, or what writes for one or reads the base.
     """
     found = installed_engines()
     if not found:
         raise MissingExtraError("onnxruntime", "cpu")
+    for package in ("gguf", *found):  # before something is fetched
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "export")
     return found

@@ -75,11 +75,22 @@ def find_build(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if os.path.isfile(path / MANIFEST):  # false for a path that is too long, where Path raises
         return path
-    kept = cache_dir() / ("models" if str(name_or_path) in MODELS else "builds")
+    name = str(name_or_path)
+    kept = cache_dir() / ("models" if name in MODELS else "builds")
     if len(path.parts) == 1 and os.path.isfile(kept / path / MANIFEST):
         return kept / path
-    raise CacheError(
-        f"no build {str(name_or_path)!r}: neither a directory with a {MANIFEST} nor one of "
-        f"{kept}; `t1-edge pull nano` brings the model that comes with t1-edge, `t1-edge export` "
-        "makes others"
+    raise CacheError(f"no build {name!r}: {_instead(path, name)}")
+
+
+def _instead(path: Path, name: str) -> str:
+    """What somebody who asked for a build may have meant."""
+    if name in MODELS:
+        return f"it is not in the cache yet; bring it with: t1-edge pull {name}"
+    if len(path.parts) == 1 and os.path.isdir(cache_dir() / "checkpoints" / path):
+        return f"it is a checkpoint; make a build of it with: t1-edge export {name}"
+    found = sorted(at.parent.name for at in cache_dir().glob(f"*/*/{MANIFEST}"))
+    listed = f"builds there are: {', '.join(found)}" if found else "there is none yet"
+    return (
+        f"neither a directory with a {MANIFEST} nor a name in {cache_dir()}; {listed}; `t1-edge "
+        "pull nano` brings the model that comes with t1-edge, `t1-edge export` makes others"
     )

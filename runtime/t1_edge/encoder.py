@@ -128,8 +128,8 @@ class Encoder:
                 so many.
 
         Raises:
-            InputError: As `encode_query`, and if the thoughts are not as many as the queries, or
-                the batch size is below 1.
+            InputError: As `encode_query`, and if the thoughts are not as many as the queries, the
+                batch size is below 1, or `texts` is one string.
             EngineError: As `encode_query`.
         """
         given = None
@@ -144,6 +144,7 @@ class Encoder:
         if budget < 0:
             raise InputError(f"budget must be 0 or more tokens, not {budget}")
         until = None if deadline is None else time.monotonic() + deadline
+        _refuse_one(texts)
         rows = [self.codec.query(text) for text in texts]
         embedded: list[QueryEmbedding] = []
         for at in range(0, len(rows), batch_size):
@@ -164,8 +165,8 @@ class Encoder:
             float32 [n, d], L2-normalised rows in the order of the texts.
 
         Raises:
-            InputError: If a text is over the limit (`embed_documents` can cut it and say so), or
-                holds a lone surrogate.
+            InputError: If a text is over the limit (`embed_documents` can cut it and say so) or
+                holds a lone surrogate, or `texts` is one string.
             EngineError: If the engine fails, or a vector is not one.
         """
         return self.embed_documents(texts).vectors
@@ -191,10 +192,11 @@ class Encoder:
 
         Raises:
             InputError: If a text is over the limit and `truncate` is off, or holds a lone
-                surrogate.
+                surrogate, or `texts` is one string.
             EngineError: If the engine fails, or a vector is not one.
         """
         began = time.monotonic()
+        _refuse_one(texts)
         rows = [self.codec.document(text) for text in texts]
         if not truncate:
             self._refuse_long(rows)
@@ -290,8 +292,14 @@ class Encoder:
             limit = self.codec.contract.max_document_tokens
             raise InputError(
                 f"{len(long)} of {len(rows)} documents have more than {limit} tokens, the first "
-                f"is number {long[0]}: split them, or call embed_documents(..., truncate=True)"
+                f"is texts[{long[0]}]: split them, or call embed_documents(..., truncate=True)"
             )
+
+
+def _refuse_one(texts: Sequence[str]) -> None:
+    """A string is a sequence of strings too: its letters."""
+    if isinstance(texts, str):
+        raise InputError("texts is one string, and each letter would be a text: give [text]")
 
 
 def _batches(rows: Sequence[Row], engine: Engine) -> Iterator[list[int]]:

@@ -76,7 +76,8 @@ class MissingExtraError(T1Error):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is not installed. Install it with: pip install 't1-edge[{extra}]'"
+            f"{package} is not installed. Install it with: pip install 't1-edge[{extra}]' "
+            f"(in a checkout of t1-edge: pip install '.[{extra}]')"
         )
         self.package = package
         self.extra = extra

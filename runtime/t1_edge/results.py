@@ -1,6 +1,6 @@
 """What comes back from an encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class QueryEmbedding:
         engine: What ran, and on which device.
     """
 
-    vector: Float32Array
+    vector: Float32Array = field(repr=False)
     thought: str
     thought_tokens: tuple[int, ...]
     stopped_by: StopReason
@@ -66,7 +66,7 @@ class DocumentEmbeddings:
         engine: What ran, and on which device.
     """
 
-    vectors: Float32Array
+    vectors: Float32Array = field(repr=False)
     truncated: NDArray[np.bool_]
     tokens: NDArray[np.int32]
     seconds: float

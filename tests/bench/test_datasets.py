@@ -66,6 +66,21 @@ def test_compressed_files_and_splits_are_read(folder: Path) -> None:
         load(folder, split="test")
 
 
+def test_a_folder_without_splits_says_so(folder: Path) -> None:
+    with pytest.raises(DataError, match="leave --split out"):
+        load(folder, split="test")
+
+
+def test_beirs_own_layout_is_read(folder: Path) -> None:
+    before = load(folder)
+    (folder / "qrels").mkdir()
+    (folder / "qrels.tsv").rename(folder / "qrels" / "test.tsv")
+    found = load(folder)
+    assert (found.split, found.queries, found.qrels) == ("test", before.queries, before.qrels)
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td1\t1\n")
+    assert [query.id for query in load(folder, split="dev").queries] == ["q3"]
+
+
 def test_the_first_judged_queries_are_kept(folder: Path) -> None:
     found = load(folder, limit_queries=1)
     assert [query.id for query in found.queries] == ["q1"]

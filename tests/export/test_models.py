@@ -165,3 +165,5 @@ def test_the_demo_shows_what_nano_thinks(nano: Build) -> None:
     thoughts = [answer.thought.split() for answer in answers]
     assert sum(map(bool, thoughts)) > len(thoughts) / 2
     assert {len(answer.topics) for answer in answers} == {3}
+    assert all(set(answer.right) <= set(answer.topics) for answer in answers)
+    assert any(answer.right for answer in answers)

@@ -39,6 +39,21 @@ def test_the_name_of_a_model_is_not_a_users(own_cache: Path) -> None:
     assert find_build("nano") == model_dir("nano")
 
 
+def test_who_asks_for_no_build_is_told_what_there_is(own_cache: Path) -> None:
+    with pytest.raises(CacheError, match="there is none yet"):
+        find_build("mine")
+    for folder in (build_dir("other"), model_dir("nano")):
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).touch()
+    with pytest.raises(CacheError, match="builds there are: nano, other"):
+        find_build("mine")
+    checkpoint_dir("base").mkdir(parents=True)
+    with pytest.raises(CacheError, match="t1-edge export base"):
+        find_build("base")
+    with pytest.raises(CacheError, match="t1-edge pull nano"):
+        find_checkpoint("nano")
+
+
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ""])
 def test_what_no_file_is_called_is_not_found(own_cache: Path, name: str) -> None:
     with pytest.raises(CacheError, match="no build"):

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,9 @@ from t1_edge.engines.base import EngineInfo
 from t1_edge.engines.fake import FakeEngine, FakeSession
 from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
 from t1_edge.tokenization import TextTokenizer
-from tiny import TINY_CONTRACT, tokenizer_json
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.pipeline import Request, export
+from tiny import TINY_CONTRACT, Tiny, tokenizer_json
 
 Float32Array = NDArray[np.float32]
 
@@ -108,7 +111,9 @@ def test_a_hundred_thousand_words_are_cut_and_it_is_said(real: Encoder) -> None:
     found = real.embed_documents([text, "short"], truncate=True)
     assert found.truncated.tolist() == [True, False]
     assert found.tokens[0] == real.codec.contract.max_document_tokens
-    with pytest.raises(InputError, match="1 of 2 documents have more than 512 tokens"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 documents .* 512 tokens, the first is texts\[1\]"
+    ):
         real.encode_documents(["short", text])
     query = real.encode_query(text, budget=1)
     assert query.truncated
@@ -128,6 +133,24 @@ def test_what_is_no_text_is_refused(real: Encoder, text: Any) -> None:
     with pytest.raises(InputError):
         real.encode_documents(["fine", text])
     assert np.isfinite(real.encode_documents(["still works"])).all()
+
+
+def test_one_string_is_no_list_of_texts(real: Encoder) -> None:
+    """Its letters would be embedded, one by one."""
+    for encode in (real.encode_documents, real.encode_queries):
+        with pytest.raises(InputError, match=r"give \[text\]"):
+            encode("why do leaves turn red")
+
+
+def test_vectors_do_not_fill_the_screen(real: Encoder) -> None:
+    assert len(repr(real.encode_query("why", budget=0))) < 600
+    assert len(repr(real.embed_documents(["because"]))) < 600
+
+
+@pytest.mark.parametrize("unknown", [{"engine": "torch"}, {"device": "gpu"}])
+def test_unknown_engines_and_devices_are_named(smollm2: Build, unknown: Any) -> None:
+    with pytest.raises(InputError, match="known are auto"):
+        Encoder.load(smollm2.path, **unknown)
 
 
 def test_the_engines_agree(smollm2: Build) -> None:
@@ -282,9 +305,19 @@ def test_a_device_that_cannot_run_is_an_error(smollm2: Build) -> None:
             Encoder.load(smollm2.path, device=device)
 
 
-def test_a_format_that_the_build_lacks_is_an_error(smollm2: Build) -> None:
-    with pytest.raises(BuildError, match="not none"):
-        Encoder.load(smollm2.path, engine="none")  # type: ignore[arg-type]
+def test_a_format_that_the_build_lacks_is_an_error(
+    tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    request = Request(
+        name="tiny",
+        destination=tmp_path / "tiny",
+        contract=TINY_CONTRACT,
+        formats=("onnx",),
+        profile="float",
+    )
+    build = export(open_checkpoint(tiny("llama").folder), request)
+    with pytest.raises(BuildError, match="holds onnx, not gguf"):
+        Encoder.load(build.path, engine="gguf")
 
 
 def test_a_name_that_nobody_knows_says_what_to_do(own_cache: object) -> None:

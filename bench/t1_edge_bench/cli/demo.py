@@ -34,10 +34,11 @@ def demo(fresh: bool, as_json: bool) -> None:
         shown = [vars(answer) for answer in answers]
         put_json({"rows": msgspec.to_builtins(rows), "answers": shown})
         return
-    click.echo(f"As {rows[-1].format} answers:")
+    click.echo(f"As {rows[-1].format} answers (* is right):")
     for answer in answers:
         click.echo(f"\n? {answer.question}")
         if thought := " ".join(answer.thought.split()):
             click.echo(f"  thought  {thought}")
-        click.echo(f"  found    {', '.join(answer.topics)}")
+        topics = [f"{'*' if topic in answer.right else ''}{topic}" for topic in answer.topics]
+        click.echo(f"  found    {', '.join(topics)}")
     click.echo(f"\n{path.show(rows)}")

@@ -138,5 +138,6 @@ def _show(rows: list[_Row]) -> None:
         head = " ".join(f"{x:+.4f}" for x in row.vector[:6])
         click.echo(f"{row.text[:60]!r}")
         if "thought" in row.more:
-            click.echo(f"  thought  {row.more['thought']!r} ({row.more['stopped_by']})")
+            thought = f"{row.more['thought']!r} ({row.more['stopped_by']})"
+            click.echo(f"  thought  {thought if row.more['thought'] else 'none'}")
         click.echo(f"  vector   {head} ... [{len(row.vector)}]")

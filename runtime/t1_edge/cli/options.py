@@ -28,7 +28,7 @@ device = click.option(
     type=click.Choice(["auto", "cpu", "cuda", "metal"]),
     default="auto",
     show_default=True,
-    help="Where to run it; a device that cannot run is an error.",
+    help="Where to run it; a device that cannot run is an error, and so far only the CPU can.",
 )
 threads = click.option(
     "--threads",

@@ -4,7 +4,7 @@ import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, Build, Decoder, Format
 from t1_edge.engines.base import Engine
@@ -40,9 +40,13 @@ def open_engine(
         BuildError: If the build does not hold the format.
         DeviceError: If the device cannot run here.
         EngineError: If the library cannot be loaded, or refuses the files.
-        InputError: If the number of threads is below 1.
+        InputError: If there is no such engine or device, or the number of threads is below 1.
         MissingExtraError: If no library is installed that could drive the build.
     """
+    if device not in get_args(Device):
+        raise InputError(f"no device {device!r}; known are {', '.join(get_args(Device))}")
+    if engine not in get_args(EngineChoice):
+        raise InputError(f"no engine {engine!r}; known are {', '.join(get_args(EngineChoice))}")
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device!r} cannot run: this version of t1-edge drives the CPU")
     manifest = build.manifest
