@@ -4,13 +4,18 @@ A tensor reaches every container as the same slabs, so that the containers of on
 same weights bit for bit. A slab is logical: each container packs the codes its own way.
 """
 
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge_export.decoder import TensorSpec
+from t1_edge.build import Decoder
+from t1_edge.errors import ExportError
+from t1_edge_export.decoder import TensorSpec, tensors
 
 Encoding = Literal["f32", "q4_0", "q8_0"]
 
@@ -38,19 +43,38 @@ class Slab:
     codes: NDArray[Any]
     scales: NDArray[np.float16] | None = None
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the tensor ends with it."""
+        return self.start + len(self.codes) == self.spec.shape[0]
+
 
 class ContainerWriter(Protocol):
-    """A file format that takes a decoder's tensors in the order of `decoder.tensors`.
+    """A file format that takes a decoder's tensors.
 
-    A tensor comes as one slab or, where it is large (embedding, head), as consecutive slabs;
-    norms and the projections of a block always come whole.
+    A tensor comes as one slab or, where it is large, as consecutive ones, each of whole heads;
+    norms come whole.
     """
 
     def write(self, slab: Slab) -> None:
-        """Take the next slab.
+        """Take a slab.
 
         Raises:
-            ExportError: If it is not the one that follows, or the disk is full.
+            ExportError: If it is not the one that follows in its tensor, or the disk is full.
+        """
+
+    def skip(self, spec: TensorSpec) -> None:
+        """Leave a matrix as an earlier attempt wrote it.
+
+        Raises:
+            ExportError: If rows of it were written already.
+        """
+
+    def flush(self) -> None:
+        """Bring what was written to the disk.
+
+        Raises:
+            ExportError: If the disk is full.
         """
 
     def finish(self) -> tuple[str, ...]:
@@ -62,3 +86,106 @@ class ContainerWriter(Protocol):
 
     def abort(self) -> None:
         """Close the files of an export that failed; harmless after `finish`."""
+
+
+class RowsDue:
+    """Which rows of a decoder's tensors are still to come.
+
+    Args:
+        decoder: The shape.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._due = {spec.name: spec.shape[0] for spec in tensors(decoder)}
+
+    def take(self, slab: Slab) -> None:
+        """Note a slab's rows.
+
+        Raises:
+            ExportError: If they are not the ones that follow.
+        """
+        name = slab.spec.name
+        if slab.start != slab.spec.shape[0] - self._due.get(name, 0):
+            raise ExportError(f"{name}: rows from {slab.start} are not the ones that follow")
+        self._due[name] -= len(slab.codes)
+
+    def skip(self, spec: TensorSpec) -> None:
+        """Note a whole tensor.
+
+        Raises:
+            ExportError: If some of its rows came already.
+        """
+        if self._due.get(spec.name) != spec.shape[0]:
+            raise ExportError(f"{spec.name} cannot be left out: it came already")
+        self._due[spec.name] = 0
+
+    def check_whole(self) -> None:
+        """Whether everything came.
+
+        Raises:
+            ExportError: If not.
+        """
+        missing = [name for name, rows in self._due.items() if rows]
+        if missing:
+            raise ExportError(f"{len(missing)} tensors are not whole, the first is {missing[0]}")
+
+
+class PlacedFile:
+    """A file that is written at places, in any order; what is in it already stays.
+
+    Args:
+        path: Created if it is missing.
+        size: Of the file, in bytes; what is never written is zeros.
+
+    Raises:
+        ExportError: If it cannot be created, or the disk has no room for it.
+    """
+
+    def __init__(self, path: Path, *, size: int) -> None:
+        self._path = path
+        held = path.stat().st_size if path.exists() else 0
+        # Asked first: a file system may give all it has before it says that it is not enough.
+        if size - held > (free := shutil.disk_usage(path.parent).free):
+            raise ExportError(
+                f"{path} needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left: make "
+                "room, or write to another disk"
+            )
+        try:
+            self._file = path.open("r+b" if held else "w+b", buffering=0)
+            if hasattr(os, "posix_fallocate"):  # or others take it meanwhile
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            self._file.truncate(size)
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def write(self, place: int, data: NDArray[Any] | bytes) -> None:
+        """Write bytes, or an array's, from a place on.
+
+        Raises:
+            ExportError: If the disk is full.
+        """
+        left = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
+        try:
+            self._file.seek(place)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def flush(self) -> None:
+        """Bring it to the disk.
+
+        Raises:
+            ExportError: If the disk is full.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def close(self) -> None:
+        """Close it; harmless when it is."""
+        self._file.close()
+
+    def _failed(self, error: OSError) -> ExportError:
+        return ExportError(f"cannot write {self._path}: {error.strerror}; is the disk full?")

@@ -4,6 +4,7 @@ Tensors go by the names that Hugging Face checkpoints of the family use, whateve
 read from; `Checkpoint` translates. Shapes are [out_features, in_features], as PyTorch keeps them.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,11 @@ def tensors(decoder: Decoder) -> Iterator[TensorSpec]:
     yield TensorSpec(name=FINAL_NORM, shape=(decoder.hidden,), role="norm")
     if not decoder.tied:
         yield TensorSpec(name=HEAD, shape=table, role="head")
+
+
+def weight_count(decoder: Decoder) -> int:
+    """How many weights a decoder has."""
+    return sum(math.prod(spec.shape) for spec in tensors(decoder))
 
 
 def layer_tensors(decoder: Decoder, layer: int) -> Iterator[TensorSpec]:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Source, sha256_file
+from t1_edge.engines.select import available_threads
 from t1_edge.errors import CheckpointError
 from t1_edge_export.checkpoint import check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
@@ -72,7 +74,8 @@ class HuggingFaceCheckpoint:
     @cached_property
     def source(self) -> Source:
         """The folder's name for itself, and a hash over its shards' hashes."""
-        hashes = "".join(sha256_file(path) for path in self._shards)
+        with ThreadPoolExecutor(available_threads()) as pool:
+            hashes = "".join(pool.map(sha256_file, self._shards))
         return Source(
             id=_published_name(self._config) or self._folder.resolve().name,
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),

@@ -1,6 +1,5 @@
 """The ONNX container: packed matrices in weights.bin, everything else in model.onnx."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +8,8 @@ from numpy.typing import NDArray
 
 from t1_edge.build import ONNX_GRAPH, ONNX_WEIGHTS, Decoder
 from t1_edge.errors import ExportError
-from t1_edge_export.containers import Encoding, Slab
-from t1_edge_export.decoder import tensors
+from t1_edge_export.containers import Encoding, PlacedFile, RowsDue, Slab
+from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.onnx_graph import GraphWriter
 from t1_edge_export.onnx_layout import lay_out, pack_codes
 
@@ -34,28 +33,35 @@ class OnnxContainer:
         self._decoder = decoder
         self._matrices = lay_out(decoder, encodings)
         self._norms: dict[str, NDArray[np.float32]] = {}
-        self._missing = {spec.name: spec.shape[0] for spec in tensors(decoder)}
-        try:
-            self._file = (directory / ONNX_WEIGHTS).open("wb")
-        except OSError as e:
-            raise ExportError(f"cannot write {directory / ONNX_WEIGHTS}: {e.strerror}") from e
+        self._due = RowsDue(decoder)
+        self._file = PlacedFile(
+            directory / ONNX_WEIGHTS, size=max(matrix.end for matrix in self._matrices.values())
+        )
 
     def write(self, slab: Slab) -> None:
-        """Take the next slab: norms are kept for the graph, matrices go to their place."""
-        name = slab.spec.name
-        if slab.start != slab.spec.shape[0] - self._missing.get(name, 0):
-            raise ExportError(f"{name}: rows from {slab.start} are not the ones that follow")
+        """Take a slab: norms are kept for the graph, matrices go to their place."""
+        self._due.take(slab)
         if slab.spec.role == "norm":
-            self._norms[name] = slab.codes
-        else:
-            self._write_rows(slab)
-        self._missing[name] -= len(slab.codes)
+            self._norms[slab.spec.name] = slab.codes
+            return
+        matrix = self._matrices[slab.spec.name]
+        row = matrix.parts[slab.spec.name] + slab.start
+        self._file.write(matrix.codes + row * matrix.row_bytes, pack_codes(slab))
+        if slab.scales is not None:
+            scales = slab.scales.astype("<f4")
+            self._file.write(matrix.scales + row * matrix.row_scale_bytes, scales)
+
+    def skip(self, spec: TensorSpec) -> None:
+        """Leave a matrix as it is."""
+        self._due.skip(spec)
+
+    def flush(self) -> None:
+        """Bring weights.bin to the disk."""
+        self._file.flush()
 
     def finish(self) -> tuple[str, ...]:
         """Write the graph, and name both files."""
-        missing = [name for name, rows in self._missing.items() if rows]
-        if missing:
-            raise ExportError(f"{len(missing)} tensors are not whole, the first is {missing[0]}")
+        self._due.check_whole()
         self._file.close()
         model = GraphWriter(self._decoder, self._matrices, self._norms).model()
         try:
@@ -67,20 +73,3 @@ class OnnxContainer:
     def abort(self) -> None:
         """Close the file of an export that failed."""
         self._file.close()
-
-    def _write_rows(self, slab: Slab) -> None:
-        matrix = self._matrices[slab.spec.name]
-        row = matrix.parts[slab.spec.name] + slab.start
-        self._write_at(matrix.codes + row * matrix.row_bytes, pack_codes(slab).tobytes())
-        if slab.scales is not None:
-            scales = slab.scales.astype(np.float32)
-            self._write_at(matrix.scales + row * matrix.row_scale_bytes, scales.tobytes())
-
-    def _write_at(self, offset: int, data: bytes) -> None:
-        try:
-            self._file.seek(offset, os.SEEK_SET)
-            self._file.write(data)
-        except OSError as e:
-            raise ExportError(
-                f"cannot write {ONNX_WEIGHTS}: {e.strerror}; is the disk full?"
-            ) from e

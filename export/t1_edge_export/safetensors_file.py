@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, mapped and converted a slab of rows at a time.
+"""Tensors of a safetensors file, read and converted a slab of rows at a time.
 
 The format is read directly, since numpy has no bfloat16 and a slab is all that is wanted: 8 bytes
 of header length, little-endian; a JSON header of names to dtype, shape and offsets; the data.
@@ -6,6 +6,7 @@ https://github.com/huggingface/safetensors#format
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,10 +54,17 @@ class StoredTensor:
         """Rows [start, stop), float32 [stop - start, ...].
 
         Raises:
-            CheckpointError: If a weight among them is NaN or infinite.
+            CheckpointError: If the file cannot be read, or a weight among them is NaN or infinite.
         """
-        data = np.memmap(self.path, _WIDTHS[self.dtype], "r", self.offset, self.shape or (1,))
-        weights = _to_float32(np.asarray(data[start:stop]), self.dtype)
+        # Read, not mapped: pages of a mapped file count as the process's own.
+        stored = np.dtype(_WIDTHS[self.dtype])
+        row = math.prod(self.shape[1:])
+        begin = self.offset + start * row * stored.itemsize
+        try:
+            data = np.fromfile(self.path, stored, (stop - start) * row, offset=begin)
+            weights = _to_float32(data, self.dtype).reshape(stop - start, *self.shape[1:])
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"cannot read {self.name} of {self.path}: {e}") from e
         check_finite(weights, self.name, self.path)
         return weights
 
@@ -102,5 +110,6 @@ def _place(path: Path, name: str, entry: _Entry, data: int, size: int) -> Stored
 
 def _to_float32(data: NDArray[Any], dtype: str) -> Float32Array:
     if dtype == "BF16":  # the upper half of a float32
-        return (data.astype(np.uint32) << 16).view(np.float32)
-    return data.astype(np.float32)
+        wide: NDArray[np.uint32] = np.left_shift(data, 16, dtype=np.uint32)
+        return wide.view(np.float32)
+    return data.astype(np.float32, copy=False)

@@ -1,47 +1,123 @@
-"""A directory that becomes visible whole, by one rename, or not at all."""
+"""A directory that becomes visible whole, by one rename, or not at all; and can be gone on with.
 
+Beside the destination stands `.NAME.partial/` meanwhile: `build/`, which will be renamed,
+`journal.jsonl`, which says what of it is whole, and `lock`, held by the process that writes.
+"""
+
+import fcntl
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Final
 
 from t1_edge.build import MANIFEST
 from t1_edge.errors import ExportError
+from t1_edge_export.journal import Journal
+
+_BUILD: Final = "build"
+_JOURNAL: Final = "journal.jsonl"
+_LOCK: Final = "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staging:
+    """Where an export writes.
+
+    Attributes:
+        directory: What will be published.
+        journal: What of it is whole.
+    """
+
+    directory: Path
+    journal: Journal
 
 
 @contextmanager
-def staged(destination: Path, *, force: bool) -> Iterator[Path]:
+def staged(
+    destination: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    request: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Staging]:
     """A staging directory beside the destination, published when the block ends without an error.
+
+    An interruption (Ctrl-C, a kill, a power cut) leaves it for `resume`; an error removes it.
 
     Args:
         destination: What the directory will be called.
         force: Replace a build that stands there, and nothing else. It is untouched until the very
             end, and comes back if the last rename fails.
-
-    Yields:
-        The staging directory, empty. It is removed if the block raises.
+        resume: Go on with what an interrupted attempt left; without one, begin.
+        request: Changes with everything that decides the bytes of the build.
+        say: Called with a line of talk.
 
     Raises:
-        ExportError: If the destination exists without `force` or is no build, or something cannot
-            be written.
+        ExportError: If the destination exists without `force` or is no build, another process is
+            writing it, what is to be resumed was another request's, or something cannot be written.
     """
     destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
     _check_free(destination, force)
+    partial = destination.with_name(f".{destination.name}.partial")
+    with closing(_lock(partial)):
+        try:
+            if not resume:
+                _clear(partial, say)
+            (partial / _BUILD).mkdir(exist_ok=True)
+            journal = Journal.open(partial / _JOURNAL, request)
+            with _removed(partial, say):
+                yield Staging(directory=partial / _BUILD, journal=journal)
+                _publish(partial / _BUILD, destination)
+        except OSError as e:
+            raise ExportError(f"nothing was published at {destination}: {e}") from e
+
+
+@contextmanager
+def _removed(partial: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Remove a staging directory at the end, but for an interruption."""
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{destination.name}.partial-"
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
-    except OSError as e:
-        raise ExportError(f"cannot write to {destination.parent}: {e.strerror}") from e
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        say(f"interrupted: --resume goes on with what is in {partial}")
+        raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _lock(partial: Path) -> IO[str]:
+    """Become the one that writes a staging directory, which is made if it is missing."""
     try:
-        yield staging
-        _publish(staging, destination)
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = (partial / _LOCK).open("a+", encoding="utf-8")
     except OSError as e:
-        raise ExportError(f"nothing was published at {destination}: {e}") from e
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise ExportError(f"cannot write to {partial.parent}: {e.strerror}") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise ExportError(
+            f"process {holder or 'unknown'} is writing {partial.parent} already: wait for it, or "
+            "end it"
+        ) from e
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _clear(partial: Path, say: Callable[[str], None]) -> None:
+    if (partial / _JOURNAL).exists():
+        say(f"{partial} was left by an export that was interrupted; starting over")
+    (partial / _JOURNAL).unlink(missing_ok=True)
+    shutil.rmtree(partial / _BUILD, ignore_errors=True)
 
 
 def _check_free(destination: Path, force: bool) -> None:
@@ -54,7 +130,6 @@ def _check_free(destination: Path, force: bool) -> None:
 
 
 def _publish(staging: Path, destination: Path) -> None:
-    staging.chmod(0o755)  # mkdtemp's directories are private
     for path in staging.iterdir():
         _flush(path)
     _flush(staging)
@@ -62,6 +137,7 @@ def _publish(staging: Path, destination: Path) -> None:
         _swap(staging, destination)
     else:
         staging.rename(destination)
+    _flush(destination.parent)
 
 
 def _swap(staging: Path, destination: Path) -> None:
@@ -78,8 +154,6 @@ def _swap(staging: Path, destination: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Bring a file or directory to the disk, so that a power cut leaves nothing half there."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from t1_edge_export.containers import Slab
 from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0
-from t1_edge_export.quantize.gptq import gptq_q4_0
+from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 
 Float32Array = NDArray[np.float32]
 
@@ -122,7 +122,7 @@ def _gram(width: int, tokens: int = 400) -> Float32Array:
 
 
 def _gptq(weights: Float32Array, gram: Float32Array) -> Float32Array:
-    codes, scales = gptq_q4_0(weights, gram)
+    codes, scales = gptq_q4_0(weights, inverse_factor(gram))
     spec = TensorSpec(name="w", shape=weights.shape, role="linear")
     return dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
 

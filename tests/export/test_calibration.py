@@ -96,7 +96,7 @@ def test_texts_weigh_or_compensate(export: Callable[..., Build]) -> None:
     assert re.fullmatch(
         r"importance [0-9a-f]{12}: 3 rows of texts\.jsonl", weighed.manifest.calibration
     )
-    assert compensated.manifest.calibration == "GPTQ: 3 rows of texts.jsonl"
+    assert compensated.manifest.calibration == "GPTQ 52bc6648bfe0: 3 rows of texts.jsonl"
     cosines = [
         build.manifest.verification.engines["onnx"].cosine_mean for build in (weighed, compensated)
     ]

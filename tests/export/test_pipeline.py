@@ -19,8 +19,9 @@ from t1_edge.errors import CheckpointError, ContractError, ExportError, GateErro
 from t1_edge.golden import Golden
 from t1_edge_export import gate, pipeline
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.decoder import weight_count
 from t1_edge_export.gate import BOUNDS, misses
-from t1_edge_export.pipeline import Request, export, weight_count
+from t1_edge_export.pipeline import Request, export
 from t1_edge_export.presets import PRESETS, find_contract
 from tiny import TINY_CONTRACT, Tiny
 
@@ -143,7 +144,7 @@ def test_each_bound_is_looked_at(smollm2: Build, changed: dict[str, float], miss
     assert len(misses(found)) == missed
 
 
-def test_an_interrupted_export_leaves_nothing(
+def test_an_interrupted_export_leaves_no_build(
     checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: object) -> None:
@@ -152,7 +153,7 @@ def test_an_interrupted_export_leaves_nothing(
     monkeypatch.setattr(pipeline, "golden_rows", interrupted)
     with suppress(KeyboardInterrupt):
         export(checkpoint, request_)
-    assert os.listdir(request_.destination.parent) == []
+    assert os.listdir(request_.destination.parent) == [".tiny.partial"]
 
 
 def test_an_engine_that_could_not_verify_is_asked_for_first(

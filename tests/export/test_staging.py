@@ -12,8 +12,8 @@ from t1_edge_export.staging import staged
 
 def test_a_build_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "build"
-    with staged(target, force=False) as staging:
-        (staging / "a").write_text("1")
+    with staged(target) as staging:
+        (staging.directory / "a").write_text("1")
         assert not target.exists()
     assert (target / "a").read_text() == "1"
     assert os.listdir(target.parent) == ["build"]
@@ -22,9 +22,9 @@ def test_a_build_appears_whole(tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(ExportError, match="nothing was published"),
-        staged(tmp_path / "build", force=False) as staging,
+        staged(tmp_path / "build") as staging,
     ):
-        staging.write_text("a directory takes no text")
+        staging.directory.write_text("a directory takes no text")
     assert os.listdir(tmp_path) == []
 
 
@@ -32,7 +32,7 @@ def test_what_stands_there_is_not_touched(tmp_path: Path) -> None:
     target = tmp_path / "build"
     target.mkdir()
     (target / MANIFEST).write_text("old")
-    with pytest.raises(ExportError, match="--force"), staged(target, force=False):
+    with pytest.raises(ExportError, match="--force"), staged(target):
         pass
     with pytest.raises(ZeroDivisionError), staged(target, force=True):
         raise ZeroDivisionError
@@ -45,7 +45,7 @@ def test_force_replaces_it(tmp_path: Path) -> None:
     target.mkdir()
     (target / MANIFEST).write_text("old")
     with staged(target, force=True) as staging:
-        (staging / "new").write_text("new")
+        (staging.directory / "new").write_text("new")
     assert os.listdir(target) == ["new"]
     assert os.listdir(tmp_path) == ["build"]
 
@@ -74,7 +74,7 @@ def test_a_build_is_replaced_where_one_stands(
     (tmp_path / "build" / MANIFEST).write_text("old")
     monkeypatch.chdir(tmp_path / "build")
     with staged(Path(), force=True) as staging:
-        (staging / "new").write_text("new")
+        (staging.directory / "new").write_text("new")
     assert os.listdir(tmp_path / "build") == ["new"]
 
 
@@ -82,6 +82,6 @@ def test_a_parent_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ExportError, match="cannot write"),
-        staged(tmp_path / "file" / "b", force=False),
+        staged(tmp_path / "file" / "b"),
     ):
         pass

@@ -112,8 +112,10 @@ def test_they_lower_the_error_of_what_layers_give(
     builds = [export(checkpoint, wanted) for wanted in (request, asked, twice)]
     found = [build.manifest.calibration for build in builds]
     known = f"importance {statistics.digest}: three rows"
-    assert found == ["", known, "GPTQ: three rows"]
-    assert "GPTQ: three rows" in (builds[2].path / "README.md").read_text(encoding="utf-8")
+    assert found == ["", known, "GPTQ 9de3a4b5da7c: three rows"]
+    assert "GPTQ 9de3a4b5da7c: three rows" in (builds[2].path / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert len({build.manifest.fingerprint for build in builds}) == 3
     files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in builds]
     errors = []

@@ -1,12 +1,15 @@
 """`t1-edge export`: a checkpoint to a build."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from t1_edge.cli import options
 from t1_edge.cli.output import progress, put_json, say
+
+if TYPE_CHECKING:
+    from t1_edge_export.plan import Plan
 
 
 def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any, ...]:
@@ -58,6 +61,10 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
 )
 @click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
+@click.option("--resume", is_flag=True, help="Go on where an export that was interrupted stood.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be written, and what it takes; write nothing."
+)
 @click.option("--allow-drift", is_flag=True, help="Publish a build that misses its bounds.")
 @options.as_json
 def export(
@@ -71,6 +78,8 @@ def export(
     quantizer: str,
     contract: str,
     force: bool,
+    resume: bool,
+    dry_run: bool,
     allow_drift: bool,
     as_json: bool,
 ) -> None:
@@ -81,8 +90,10 @@ def export(
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.checkpoint import find_checkpoint, open_checkpoint
-    from t1_edge_export.pipeline import Request, weight_count
+    from t1_edge_export.decoder import weight_count
+    from t1_edge_export.pipeline import Request
     from t1_edge_export.pipeline import export as write
+    from t1_edge_export.plan import check_room, make_plan
     from t1_edge_export.presets import find_contract
     from t1_edge_export.quantize.calibration import find_quantizer
     from t1_edge_export.vocabulary import with_tokens
@@ -94,6 +105,17 @@ def export(
     opened = with_tokens(open_checkpoint(path), found.added_tokens)
     if adapter:
         opened = with_adapter(opened, adapter)
+    if dry_run:
+        plan = make_plan(
+            opened.decoder,
+            opened.tokenizer,
+            profile=profile,
+            formats=formats,
+            destination=output or build_dir(name),
+        )
+        _show(plan, as_json)
+        check_room(plan)
+        return
     request = Request(
         name=name,
         destination=output or build_dir(name),
@@ -102,6 +124,7 @@ def export(
         profile=profile,
         quantizer=find_quantizer(quantizer, calibration, opened, found),
         force=force,
+        resume=resume,
         allow_drift=allow_drift,
     )
     with progress(weight_count(opened.decoder), "quantizing") as update:
@@ -111,3 +134,24 @@ def export(
         put_json({"path": str(build.path), "fingerprint": build.manifest.fingerprint} | sizes)
         return
     click.echo(str(build.path))
+
+
+def _show(plan: "Plan", as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        put_json(msgspec.to_builtins(plan))
+        return
+    from t1_edge_export.plan import in_gigabytes
+
+    for part in plan.tensors:
+        click.echo(f"{part.encoding:<12}{part.count:>5} tensors {part.weights:>15,} weights")
+    for name, size in plan.files.items():
+        click.echo(f"{name:<20}{in_gigabytes(size):>10}")
+    click.echo(f"disk: {in_gigabytes(plan.disk)} of {in_gigabytes(plan.free_disk)} that are free")
+    free = "" if plan.free_memory is None else f"; {in_gigabytes(plan.free_memory)} are free"
+    click.echo(
+        f"memory: {in_gigabytes(plan.memory)} to write, then about "
+        f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies{free}"
+    )
+    click.echo(f"time: about {plan.seconds:.0f} s to write, and to verify on top of that")

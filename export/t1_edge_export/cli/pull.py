@@ -51,8 +51,9 @@ def model_build(model: "Model", *, fresh: bool = False) -> "Build":
     Raises:
         T1Error: Whatever pulling and exporting raise.
     """
+    from t1_edge_export.decoder import weight_count
     from t1_edge_export.models import formats_here
-    from t1_edge_export.pipeline import export, weight_count
+    from t1_edge_export.pipeline import export
 
     formats = formats_here()
     if not fresh and (build := model.cached(formats)):

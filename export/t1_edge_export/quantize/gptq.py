@@ -20,19 +20,17 @@ _STRETCH: Final = 4 * BLOCK
 """Columns whose errors are gathered before those behind them are touched: one large product."""
 
 
-def gptq_q4_0(weights: Float32Array, gram: Float32Array, *, damping: float = 0.01) -> Blocks:
+def gptq_q4_0(weights: Float32Array, factor: Float32Array) -> Blocks:
     """Quantize rows to Q4_0 so that what the layer gives changes least.
 
     Args:
         weights: float32 [rows, in]; `in` a multiple of 32.
-        gram: float32 [in, in], the sum of outer products of the layer's inputs, or a multiple.
-        damping: Share of the mean diagonal that is added to it, so that it can be inverted.
+        factor: float32 [in, in], of `inverse_factor`.
 
     Returns:
         codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / 32], infinite where weights
         are too large for a float16 scale.
     """
-    factor = _inverse_factor(gram, damping)
     cost: Float32Array = np.diagonal(factor) ** np.float32(-2)
     rest = weights.copy()
     codes = np.empty(weights.shape, np.uint8)
@@ -56,8 +54,13 @@ def gptq_q4_0(weights: Float32Array, gram: Float32Array, *, damping: float = 0.0
     return codes, scales
 
 
-def _inverse_factor(gram: Float32Array, damping: float) -> Float32Array:
-    """Upper triangular U with U^T U the inverse of the damped matrix, float32 [in, in]."""
+def inverse_factor(gram: Float32Array, *, damping: float = 0.01) -> Float32Array:
+    """Upper triangular U with U^T U the inverse of the damped matrix, float32 [in, in].
+
+    Args:
+        gram: float32 [in, in], the sum of outer products of a layer's inputs, or a multiple.
+        damping: Share of the mean diagonal that is added to it, so that it can be inverted.
+    """
     damped = gram.astype(np.float64)
     mean = float(np.diagonal(gram).mean())
     damped[np.diag_indices_from(damped)] += damping * mean if mean else 1.0

@@ -1,7 +1,9 @@
 """Ways to quantize a body's linear layers to Q4_0, each with what it was calibrated on."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -10,11 +12,15 @@ from numpy.typing import NDArray
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0
-from t1_edge_export.quantize.gptq import gptq_q4_0
+from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 from t1_edge_export.quantize.statistics import Statistics
 from t1_edge_export.reference import Reference
 
 Float32Array = NDArray[np.float32]
+
+
+RowQuantizer = Callable[[Float32Array], Blocks]
+"""Takes rows of one tensor, and gives codes and scales as `quantize_q4_0` does; on any thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +28,24 @@ class Quantizer:
     """A way to quantize.
 
     Attributes:
-        q4_0: Takes a linear layer's tensor, whole, and its weights; gives codes and scales as
-            `quantize_q4_0` does. Layers come in the order of `decoder.tensors`.
+        q4_0: Takes a linear layer's tensor, and gives what quantizes rows of it. Layers come in the
+            order of `decoder.tensors`, each once.
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
     """
 
-    q4_0: Callable[[TensorSpec, Float32Array], Blocks]
+    q4_0: Callable[[TensorSpec], RowQuantizer]
     calibration: str = ""
 
 
-SEARCH: Final = Quantizer(q4_0=lambda spec, weights: quantize_q4_0(weights))
+SEARCH: Final = Quantizer(q4_0=lambda spec: quantize_q4_0)
 """The scale search, every weight's error counting alike."""
 
 
 def weighted(statistics: Statistics) -> Quantizer:
     """The scale search, errors weighted by the mean squared input of their channel."""
 
-    def q4_0(spec: TensorSpec, weights: Float32Array) -> Blocks:
-        return quantize_q4_0(weights, statistics.importance[spec.name])
+    def q4_0(spec: TensorSpec) -> RowQuantizer:
+        return partial(quantize_q4_0, importance=statistics.importance[spec.name])
 
     return Quantizer(q4_0=q4_0, calibration=f"importance {statistics.digest}: {statistics.dataset}")
 
@@ -56,13 +62,18 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
     blocks = block_grams(checkpoint, rows)
     current: dict[str, Float32Array] = {}
 
-    def q4_0(spec: TensorSpec, weights: Float32Array) -> Blocks:
+    def q4_0(spec: TensorSpec) -> RowQuantizer:
         while spec.name not in current:
             current.clear()
             current.update(next(blocks))
-        return gptq_q4_0(weights, current[spec.name])
+        return partial(gptq_q4_0, factor=inverse_factor(current[spec.name]))
 
-    return Quantizer(q4_0=q4_0, calibration=f"GPTQ: {dataset}")
+    return Quantizer(q4_0=q4_0, calibration=f"GPTQ {_digest(rows)}: {dataset}")
+
+
+def _digest(rows: Sequence[Sequence[int]]) -> str:
+    """Twelve hex digits that change with the rows."""
+    return hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()[:12]
 
 
 def block_grams(

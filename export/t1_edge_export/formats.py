@@ -1,0 +1,110 @@
+"""The formats that a build may hold: what their tensors are stored as, and what writes them."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Decoder, Format, Profile, Source
+from t1_edge.errors import CheckpointError, MissingExtraError
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
+from t1_edge_export.decoder import Role, tensors
+
+_ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
+    "portable": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
+    "float": {"embedding": "f32", "linear": "f32", "norm": "f32", "head": "f32"},
+}
+
+
+def choose_encodings(decoder: Decoder, profile: Profile) -> dict[str, Encoding]:
+    """Block format by tensor name.
+
+    Raises:
+        CheckpointError: If the blocks of a format do not divide a tensor.
+    """
+    encodings = {spec.name: _ENCODINGS[profile][spec.role] for spec in tensors(decoder)}
+    for spec in tensors(decoder):
+        if encodings[spec.name] != "f32" and spec.shape[-1] % BLOCK:
+            raise CheckpointError(
+                f"{spec.name} is {spec.shape[-1]} wide, which blocks of {BLOCK} do not divide; "
+                "export it with --profile float"
+            )
+    return encodings
+
+
+def require_writer(format: Format) -> None:
+    """Whether the package is installed that has a format's name, and helps to write it.
+
+    Raises:
+        MissingExtraError: If it is not.
+    """
+    if find_spec(format) is None:
+        raise MissingExtraError(format, "export")
+
+
+def open_container(
+    format: Format,
+    directory: Path,
+    checkpoint: Checkpoint,
+    name: str,
+    encodings: Mapping[str, Encoding],
+) -> ContainerWriter:
+    """What writes a format's files.
+
+    Args:
+        format: Which.
+        directory: Where the files go.
+        checkpoint: What is exported.
+        name: Of the build.
+        encodings: Block format by tensor name.
+
+    Raises:
+        ExportError: If a file cannot be created, or llama.cpp does not know the tokenizer.
+    """
+    if format == "onnx":
+        from t1_edge_export.onnx_writer import OnnxContainer
+
+        return OnnxContainer(directory, checkpoint.decoder, encodings)
+    from t1_edge_export.gguf_metadata import gguf_metadata
+    from t1_edge_export.gguf_writer import GGUFContainer, lay_out_gguf
+
+    decoder = checkpoint.decoder
+    metadata = gguf_metadata(decoder, encodings, checkpoint.tokenizer, name, checkpoint.source)
+    return GGUFContainer(directory, decoder, lay_out_gguf(decoder, encodings, metadata))
+
+
+def file_sizes(
+    format: Format, decoder: Decoder, tokenizer: str, encodings: Mapping[str, Encoding]
+) -> dict[str, int]:
+    """Bytes of a format's files, by name; to within the length of a few names.
+
+    Args:
+        format: Which.
+        decoder: The shape of the model.
+        tokenizer: The text of tokenizer.json.
+        encodings: Block format by tensor name.
+
+    Raises:
+        ExportError: If llama.cpp does not know the tokenizer.
+    """
+    if format == "onnx":
+        from t1_edge_export.onnx_graph import GraphWriter
+        from t1_edge_export.onnx_layout import lay_out
+
+        matrices = lay_out(decoder, encodings)
+        norms = {
+            spec.name: np.zeros(spec.shape, np.float32)
+            for spec in tensors(decoder)
+            if spec.role == "norm"
+        }
+        graph = GraphWriter(decoder, matrices, norms).model().ByteSize()
+        return {ONNX_GRAPH: graph, ONNX_WEIGHTS: max(m.end for m in matrices.values())}
+    from t1_edge_export.gguf_metadata import gguf_metadata
+    from t1_edge_export.gguf_writer import lay_out_gguf
+
+    unknown = Source(id="", sha256="", licence="")
+    metadata = gguf_metadata(decoder, encodings, tokenizer, "", unknown)
+    return {GGUF_MODEL: lay_out_gguf(decoder, encodings, metadata).size}

@@ -1,0 +1,89 @@
+"""What of a build is whole, so that an export that was cut off can go on.
+
+JSON lines: first what was asked for, then a line for each tensor whose rows are on the disk. A line
+that was cut off itself counts for nothing.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from t1_edge.errors import ExportError
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    request: str
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor that is on the disk.
+
+    Attributes:
+        tensor: Its name.
+        sha256: Of its codes and scales.
+    """
+
+    tensor: str
+    sha256: str
+
+
+class Journal:
+    """The journal of one export. `open` makes one.
+
+    Args:
+        path: The file.
+        written: Digests of tensors that are whole, by name.
+    """
+
+    def __init__(self, path: Path, written: Mapping[str, str]) -> None:
+        self._path = path
+        self.written = dict(written)
+
+    @classmethod
+    def open(cls, path: Path, request: str) -> "Journal":
+        """Read a journal, or begin one.
+
+        Args:
+            path: The file.
+            request: Changes with everything that decides the bytes of the build.
+
+        Raises:
+            ExportError: If it is another request's, or cannot be read or written.
+        """
+        try:
+            whole, *_ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+            lines = whole.splitlines()
+            if not lines:
+                path.write_bytes(msgspec.json.encode(_Request(request=request)) + b"\n")
+                return cls(path, {})
+            os.truncate(path, len(whole) + 1)
+        except OSError as e:
+            raise ExportError(f"cannot write {path}: {e.strerror}") from e
+        try:
+            found = msgspec.json.decode(lines[0], type=_Request)
+            written = [msgspec.json.decode(line, type=Written) for line in lines[1:]]
+        except msgspec.MsgspecError as e:
+            raise ExportError(f"{path} is damaged: {e}; leave --resume out to start over") from e
+        if found.request != request:
+            raise ExportError(
+                f"what was left in {path.parent} is of another checkpoint, of other options or of "
+                "another t1-edge: leave --resume out to start over"
+            )
+        return cls(path, {line.tensor: line.sha256 for line in written})
+
+    def note(self, tensors: Sequence[Written]) -> None:
+        """Add tensors whose rows have just been brought to the disk.
+
+        Raises:
+            ExportError: If the disk is full.
+        """
+        self.written |= {line.tensor: line.sha256 for line in tensors}
+        try:
+            with self._path.open("ab") as file:
+                file.writelines(msgspec.json.encode(line) + b"\n" for line in tensors)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as e:
+            raise ExportError(f"cannot write {self._path}: {e.strerror}") from e

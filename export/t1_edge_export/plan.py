@@ -1,0 +1,248 @@
+"""What an export will write and need, known before a weight is read."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import TOKENIZER, Decoder, Format, Profile, Source
+from t1_edge.engines.select import available_threads
+from t1_edge.errors import ExportError
+from t1_edge_export.containers import ContainerWriter, Encoding
+from t1_edge_export.decoder import tensors, weight_count
+from t1_edge_export.formats import choose_encodings, file_sizes
+from t1_edge_export.journal import Journal
+from t1_edge_export.quantize.quantizer import SEARCH
+from t1_edge_export.slabs import SLAB_WEIGHTS
+from t1_edge_export.weights import write_weights
+
+_BITS: Final[Mapping[Encoding, float]] = {"f32": 32, "q8_0": 8.5, "q4_0": 4.5}
+"""Of a weight in a GGUF, its share of a scale included."""
+
+_BASE_MEMORY: Final = 250_000_000
+_SLABS_A_THREAD: Final = 4
+"""What a process of two threads had resident (docs/LOG.md): a slab is held as stored, as float32,
+as codes and as packed bytes."""
+
+_ENGINE_MEMORY: Final[Mapping[Format, float]] = {"onnx": 1.5, "gguf": 2.4}
+"""Times its file, since engines repack weights for the processor (docs/LOG.md)."""
+
+_PROBE_VOCABULARY: Final = 4096
+_HASHED: Final = 2**25
+_NOISE: Final = 2**20
+
+
+class Tensors(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensors of one block format.
+
+    Attributes:
+        encoding: The format.
+        count: How many tensors.
+        weights: Of them all.
+        bits: Of a weight, its share of a scale included.
+    """
+
+    encoding: Encoding
+    count: int
+    weights: int
+    bits: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What an export will do.
+
+    Attributes:
+        tensors: By block format.
+        files: Sizes in bytes by name; of the large files, to within the length of a few names.
+        free_disk: Bytes that there are at the destination.
+        memory: Bytes that are resident at most while the files are written.
+        engine_memory: Bytes that the largest engine needs, which verifies them.
+        free_memory: Bytes that there are; None where the system does not say.
+        seconds: To write the files, from a probe on random weights; GPTQ takes longer.
+    """
+
+    tensors: tuple[Tensors, ...]
+    files: dict[str, int]
+    free_disk: int
+    memory: int
+    engine_memory: int
+    free_memory: int | None
+    seconds: float
+
+    @property
+    def disk(self) -> int:
+        """Bytes that it needs at the destination."""
+        return sum(self.files.values())
+
+
+def make_plan(
+    decoder: Decoder,
+    tokenizer: str,
+    *,
+    profile: Profile,
+    formats: Sequence[Format],
+    destination: Path,
+) -> Plan:
+    """Plan an export.
+
+    Args:
+        decoder: The shape of the model, with the contract's tokens.
+        tokenizer: The text of tokenizer.json.
+        profile: How it is quantized.
+        formats: What is written.
+        destination: Where to.
+
+    Raises:
+        CheckpointError: If the profile cannot hold the decoder.
+        ExportError: If llama.cpp does not know the tokenizer, or the destination cannot be written.
+    """
+    encodings = choose_encodings(decoder, profile)
+    files = {TOKENIZER: len(tokenizer.encode())}
+    engines = []
+    for format in formats:
+        sizes = file_sizes(format, decoder, tokenizer, encodings)
+        engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
+        files |= sizes
+    parent = _nearest_folder(destination)
+    return Plan(
+        tensors=_count(decoder, encodings),
+        files=files,
+        free_disk=shutil.disk_usage(parent).free,
+        memory=memory_to_write(decoder),
+        engine_memory=_BASE_MEMORY + int(max(engines)),
+        free_memory=free_memory(),
+        seconds=_seconds(decoder, profile, formats, parent),
+    )
+
+
+def memory_to_write(decoder: Decoder) -> int:
+    """Bytes that are resident at most while a decoder is written."""
+    slabs = _SLABS_A_THREAD * available_threads() * SLAB_WEIGHTS * 4
+    return _BASE_MEMORY + min(slabs, 4 * weight_count(decoder))
+
+
+def check_room(plan: Plan) -> None:
+    """Whether there is room on the disk and in memory.
+
+    Raises:
+        ExportError: If there is not.
+    """
+    if plan.disk > plan.free_disk:
+        raise ExportError(
+            f"the build needs {in_gigabytes(plan.disk)} of disk and there are "
+            f"{in_gigabytes(plan.free_disk)}: make room, or give an --output on another disk"
+        )
+    check_memory(plan.memory, plan.free_memory)
+
+
+def check_memory(needed: int, free: int | None) -> None:
+    """Whether there is memory to write in, where the system says.
+
+    Raises:
+        ExportError: If there is not.
+    """
+    if free is not None and needed > free:
+        raise ExportError(
+            f"writing needs {in_gigabytes(needed)} of memory and {in_gigabytes(free)} are free: "
+            "end other programs first"
+        )
+
+
+def in_gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB"
+
+
+def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors, ...]:
+    counts, weights = Counter(encodings.values()), Counter[Encoding]()
+    for spec in tensors(decoder):
+        weights[encodings[spec.name]] += int(np.prod(spec.shape))
+    return tuple(
+        Tensors(encoding=e, count=counts[e], weights=weights[e], bits=_BITS[e]) for e in weights
+    )
+
+
+def _nearest_folder(destination: Path) -> Path:
+    """The folder that the destination will stand in, or what there is of its path."""
+    found = Path(os.path.abspath(destination)).parent
+    while not found.is_dir():
+        found = found.parent
+    return found
+
+
+def free_memory() -> int | None:
+    """Bytes that a process may take before others are swapped out: MemAvailable of Linux.
+
+    Returns:
+        None where the system does not say.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], parent: Path) -> float:
+    """To write a decoder: one random block of its widths is written, twice, to the same disk."""
+    small = msgspec.structs.replace(decoder, layers=1, vocabulary=_PROBE_VOCABULARY)
+    encodings = choose_encodings(small, profile)
+    seconds = 0.0
+    for _ in range(2):  # the first time compiles
+        try:
+            with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as folder:
+                began = time.perf_counter()
+                _write_block(small, encodings, formats, Path(folder))
+                seconds = time.perf_counter() - began
+        except OSError as e:
+            raise ExportError(f"cannot write to {parent}: {e.strerror}") from e
+    weights = weight_count(decoder)
+    began = time.perf_counter()
+    hashlib.sha256(bytes(_HASHED)).hexdigest()
+    hashing = (time.perf_counter() - began) / _HASHED * 2 / available_threads()
+    return weights * (seconds / weight_count(small) + hashing)
+
+
+def _write_block(
+    decoder: Decoder,
+    encodings: Mapping[str, Encoding],
+    formats: Sequence[Format],
+    folder: Path,
+) -> None:
+    from t1_edge_export.gguf_writer import GGUFContainer, lay_out_gguf
+    from t1_edge_export.onnx_writer import OnnxContainer
+
+    containers: list[ContainerWriter] = []
+    if "onnx" in formats:
+        containers.append(OnnxContainer(folder, decoder, encodings))
+    if "gguf" in formats:
+        containers.append(GGUFContainer(folder, decoder, lay_out_gguf(decoder, encodings, b"")))
+    journal = Journal.open(folder / "journal.jsonl", "")
+    write_weights(_Noise(decoder), encodings, SEARCH, containers, journal)
+    for container in containers:
+        container.abort()
+
+
+class _Noise:
+    """A checkpoint of random weights."""
+
+    tokenizer = ""
+    source = Source(id="", sha256="", licence="")
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._shapes = {spec.name: spec.shape for spec in tensors(decoder)}
+        self._noise = np.random.default_rng(0).standard_normal(_NOISE, np.float32)
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        return np.resize(self._noise, (stop - start, *self._shapes[name][1:]))

@@ -1,0 +1,99 @@
+"""A checkpoint as slabs of quantized rows: in order, a few at a time, on every core."""
+
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.engines.select import available_threads
+from t1_edge.errors import CheckpointError
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import Encoding, Slab
+from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.quantize.blocks import quantize_q8_0
+from t1_edge_export.quantize.quantizer import Quantizer, RowQuantizer
+
+Float32Array = NDArray[np.float32]
+
+SLAB_WEIGHTS: Final = 8 * 2**20
+"""Most weights of a slab: 32 MiB of float32, about twice that while they are quantized."""
+
+
+def encode(
+    checkpoint: Checkpoint,
+    encodings: Mapping[str, Encoding],
+    quantizer: Quantizer,
+    *,
+    without: Container[str] = (),
+) -> Iterator[Slab]:
+    """Read and quantize the tensors of a checkpoint.
+
+    Args:
+        checkpoint: The float weights.
+        encodings: Block format by tensor name.
+        quantizer: How linear layers are rounded to Q4_0.
+        without: Tensors to leave out.
+
+    Yields:
+        Slabs in the order of `decoder.tensors`; those of a tensor from the top. At most a few wait
+        to be taken.
+
+    Raises:
+        CheckpointError: If a tensor cannot be read, or weights are too large for float16 scales.
+    """
+    threads = available_threads()
+    due: deque[Future[Slab]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for work in _works(checkpoint, encodings, quantizer, without):
+                due.append(pool.submit(work))
+                if len(due) > threads:
+                    yield due.popleft().result()
+            while due:
+                yield due.popleft().result()
+        finally:
+            for future in due:
+                future.cancel()
+
+
+def _works(
+    checkpoint: Checkpoint,
+    encodings: Mapping[str, Encoding],
+    quantizer: Quantizer,
+    without: Container[str],
+) -> Iterator[Callable[[], Slab]]:
+    for spec in tensors(checkpoint.decoder):
+        if spec.name in without:
+            continue
+        encoding = encodings[spec.name]
+        q4_0 = quantizer.q4_0(spec) if encoding == "q4_0" else None
+        step = _step(spec, checkpoint.decoder.head_dim)
+        for start in range(0, spec.shape[0], step):
+            yield partial(_encode, checkpoint, spec, encoding, q4_0, start, step)
+
+
+def _step(spec: TensorSpec, head_dim: int) -> int:
+    """Rows of a slab: whole heads, whose rows llama.cpp keeps in another order."""
+    rows = SLAB_WEIGHTS // spec.shape[-1] // head_dim * head_dim
+    return spec.shape[0] if spec.role == "norm" else max(rows, head_dim)
+
+
+def _encode(
+    checkpoint: Checkpoint,
+    spec: TensorSpec,
+    encoding: Encoding,
+    q4_0: RowQuantizer | None,
+    start: int,
+    step: int,
+) -> Slab:
+    weights = checkpoint.rows(spec.name, start, min(start + step, spec.shape[0]))
+    if encoding == "f32":
+        return Slab(spec=spec, encoding=encoding, start=start, codes=weights)
+    codes, scales = q4_0(weights) if q4_0 else quantize_q8_0(weights)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(f"{spec.name} holds weights too large for float16 scales")
+    return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)

@@ -1,0 +1,85 @@
+"""One pass over a checkpoint's tensors, into every container, with a journal of what is whole."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import ContainerWriter, Encoding, Slab
+from t1_edge_export.decoder import tensors
+from t1_edge_export.journal import Journal, Written
+from t1_edge_export.quantize.quantizer import Quantizer
+from t1_edge_export.slabs import encode
+
+_WEIGHTS_BETWEEN_FLUSHES: Final = 2**29
+"""So many weights at most are quantized again after a kill: seconds of work."""
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    encodings: Mapping[str, Encoding],
+    quantizer: Quantizer,
+    containers: Sequence[ContainerWriter],
+    journal: Journal,
+    *,
+    progress: Callable[[int], None] = lambda weights: None,
+) -> str:
+    """Write what the journal does not hold yet.
+
+    Args:
+        checkpoint: The float weights.
+        encodings: Block format by tensor name.
+        quantizer: How linear layers are rounded.
+        containers: What takes the slabs.
+        journal: Of an earlier attempt, or new; tensors are noted in it once they are on the disk.
+        progress: Called with the number of weights that were just written.
+
+    Returns:
+        sha256 over all quantized tensors: containers, the size of slabs and interruptions do not
+        show in it.
+    """
+    matrices = (spec for spec in tensors(checkpoint.decoder) if spec.role != "norm")
+    # Norms are written again: a graph holds them itself.
+    held = [spec for spec in matrices if spec.name in journal.written]
+    for spec in held:
+        for container in containers:
+            container.skip(spec)
+        progress(math.prod(spec.shape))
+    fresh: list[Written] = []
+    digest, loose = hashlib.sha256(), 0
+    for slab in encode(checkpoint, encodings, quantizer, without={spec.name for spec in held}):
+        _add(digest, slab)
+        for container in containers:
+            container.write(slab)
+        progress(slab.codes.size)
+        loose += slab.codes.size
+        if slab.is_last:
+            fresh.append(Written(tensor=slab.spec.name, sha256=digest.hexdigest()))
+            digest = hashlib.sha256()
+        if loose >= _WEIGHTS_BETWEEN_FLUSHES:
+            _note(fresh, containers, journal)
+            fresh, loose = [], 0
+    _note(fresh, containers, journal)
+    lines = [
+        f"{spec.name}/{encodings[spec.name]} {journal.written[spec.name]}\n"
+        for spec in tensors(checkpoint.decoder)
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _note(
+    fresh: Sequence[Written], containers: Sequence[ContainerWriter], journal: Journal
+) -> None:
+    for container in containers:
+        container.flush()
+    journal.note(fresh)
+
+
+def _add(digest: "hashlib._Hash", slab: Slab) -> None:
+    """Add a slab row by row, so that neither container nor slab size shows in the hash."""
+    parts = [slab.codes] if slab.scales is None else [slab.codes, slab.scales]
+    rows = [np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8) for part in parts]
+    digest.update(np.concatenate(rows, axis=1).data)

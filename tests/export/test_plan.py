@@ -1,0 +1,74 @@
+"""Plans: sizes against files that were written, and refusals before anything is."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from t1_edge.build import Build
+from t1_edge.cli import main
+from t1_edge.errors import ExportError
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.containers import PlacedFile
+from t1_edge_export.decoder import weight_count
+from t1_edge_export.plan import check_memory, check_room, make_plan
+from tiny import Tiny, tokenizer_json
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen3", False)])
+@pytest.mark.parametrize("profile", ["float", "portable"])
+def test_sizes_are_those_of_the_files(
+    tiny_build: Callable[..., Build], tmp_path: Path, family: str, tied: bool, profile: str
+) -> None:
+    build = tiny_build(family, profile, tied=tied)
+    manifest = build.manifest
+    plan = make_plan(
+        manifest.decoder,
+        build.file("tokenizer.json").read_text(encoding="utf-8"),
+        profile=manifest.profile,
+        formats=manifest.formats,
+        destination=tmp_path / "not" / "there" / "yet",
+    )
+    assert set(plan.files) == {"tokenizer.json", "model.onnx", "weights.bin", "model.gguf"}
+    for name, size in plan.files.items():
+        assert size == pytest.approx(manifest.files[name].size, abs=200)
+    assert sum(part.weights for part in plan.tensors) == weight_count(manifest.decoder)
+    assert plan.seconds > 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_larger_than_the_disk_is_refused(tiny: Callable[..., Tiny], tmp_path: Path) -> None:
+    decoder = open_checkpoint(tiny("llama").folder).decoder
+    plan = make_plan(
+        decoder, tokenizer_json(), profile="float", formats=["gguf"], destination=tmp_path / "x"
+    )
+    check_room(plan)
+    with pytest.raises(ExportError, match=r"needs .* GB of disk .* --output on another disk"):
+        check_room(msgspec.structs.replace(plan, files={"model.gguf": 10**15}))
+    with pytest.raises(ExportError, match="end other programs"):
+        check_room(msgspec.structs.replace(plan, memory=10**15, free_memory=10**10))
+    check_memory(10**15, None)  # a system that does not say is believed to have it
+
+
+def test_a_file_larger_than_the_disk_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"needs .* GB and the disk has .* GB left"):
+        PlacedFile(tmp_path / "large", size=2 * shutil.disk_usage(tmp_path).total)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_command_says_what_it_would_do(
+    tiny: Callable[..., Tiny], tmp_path: Path, own_cache: Path
+) -> None:
+    arguments = ["export", str(tiny("qwen3").folder), "--output", str(tmp_path / "b"), "--dry-run"]
+    plain = CliRunner().invoke(main, arguments)
+    assert plain.exit_code == 0, plain.stderr
+    assert "weights.bin" in plain.stdout
+    assert "that are free" in plain.stdout
+    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert {part["encoding"] for part in found["tensors"]} == {"q4_0", "q8_0", "f32"}
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,161 @@
+"""Exports that are cut off: nothing half-written is a build, and a later one ends alike."""
+
+import dataclasses
+import multiprocessing
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attempts import attempt
+from t1_edge.build import Build
+from t1_edge.errors import BuildError, ExportError
+from t1_edge_export import weights
+from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.decoder import TensorSpec, weight_count
+from t1_edge_export.pipeline import Request, export
+from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, RowQuantizer
+from t1_edge_export.staging import staged
+from tiny import TINY_CONTRACT, Tiny
+
+
+@pytest.fixture
+def checkpoint(tiny: Callable[..., Tiny]) -> Checkpoint:
+    return open_checkpoint(tiny("llama").folder)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    return Request(
+        name="tiny",
+        destination=tmp_path / "out" / "tiny",
+        contract=TINY_CONTRACT,
+        allow_drift=True,
+    )
+
+
+def _bytes(build: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in build.iterdir()}
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    checkpoint: Checkpoint, request_: Request, tiny: Callable[..., Tiny]
+) -> None:
+    whole = _bytes(export(checkpoint, request_).path)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["attempts", "gguf", "llama_cpp", "onnx", "onnxruntime"])
+    target = request_.destination.with_name("killed")
+    arguments = (tiny("llama").folder, target)
+    moment = random.Random(0)
+    kills = 0
+    while kills < 50:
+        child = processes.Process(target=attempt, args=arguments)
+        child.start()
+        child.join(moment.uniform(0, 0.6))
+        child.kill()
+        child.join()
+        kills += child.exitcode != 0
+        if target.exists():
+            assert _bytes(target) == whole
+            target.rename(target.with_name(f"whole-{kills}"))
+        else:
+            with pytest.raises(BuildError):
+                Build(target)
+    last = processes.Process(target=attempt, args=arguments)
+    last.start()
+    last.join()
+    assert last.exitcode == 0
+    assert _bytes(target) == whole
+    assert not [name for name in os.listdir(target.parent) if name.startswith(".")]
+
+
+def test_what_is_whole_is_not_quantized_again(
+    checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_WEIGHTS_BETWEEN_FLUSHES", 1)
+    left = weight_count(checkpoint.decoder) // 2
+
+    def lose_patience(count: int) -> None:
+        nonlocal left
+        left -= count
+        if left < 0:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, request_, progress=lose_patience, say=said.append)
+    assert "--resume" in said[-1]
+    assert not request_.destination.exists()
+    quantized: list[str] = []
+
+    def q4_0(spec: TensorSpec) -> RowQuantizer:
+        quantized.append(spec.name)
+        return SEARCH.q4_0(spec)
+
+    again = dataclasses.replace(request_, resume=True, quantizer=Quantizer(q4_0=q4_0))
+    done: list[int] = []
+    build = export(checkpoint, again, progress=done.append)
+    assert "model.layers.0.self_attn.q_proj.weight" not in quantized
+    assert "model.layers.2.mlp.down_proj.weight" in quantized
+    assert sum(done) == weight_count(build.manifest.decoder)
+    fresh = dataclasses.replace(request_, destination=request_.destination.with_name("fresh"))
+    assert _bytes(export(checkpoint, fresh).path) == _bytes(build.path)
+
+
+def _leave_half(checkpoint: Checkpoint, request: Request) -> None:
+    def interrupted(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, request, progress=interrupted)
+
+
+def test_another_request_does_not_go_on_with_it_nor_lose_it(
+    checkpoint: Checkpoint, request_: Request
+) -> None:
+    _leave_half(checkpoint, request_)
+    other = dataclasses.replace(request_, profile="float", resume=True)
+    with pytest.raises(ExportError, match=r"other options.*leave --resume out"):
+        export(checkpoint, other)
+    assert os.listdir(request_.destination.parent) == [".tiny.partial"]
+    export(checkpoint, dataclasses.replace(request_, resume=True))
+    assert os.listdir(request_.destination.parent) == ["tiny"]
+
+
+def test_without_resume_it_starts_over_and_says_so(
+    checkpoint: Checkpoint, request_: Request
+) -> None:
+    _leave_half(checkpoint, request_)
+    said: list[str] = []
+    export(checkpoint, request_, say=said.append)
+    assert "starting over" in said[0]
+    assert os.listdir(request_.destination.parent) == ["tiny"]
+
+
+def test_a_journal_that_was_cut_off_itself_is_read_up_to_there(
+    checkpoint: Checkpoint, request_: Request
+) -> None:
+    _leave_half(checkpoint, request_)
+    journal = request_.destination.with_name(".tiny.partial") / "journal.jsonl"
+    with journal.open("ab") as file:
+        file.write(b'{"tensor": "model.lay')
+    export(checkpoint, dataclasses.replace(request_, resume=True))
+
+
+def test_a_journal_of_noise_is_an_error(checkpoint: Checkpoint, request_: Request) -> None:
+    _leave_half(checkpoint, request_)
+    journal = request_.destination.with_name(".tiny.partial") / "journal.jsonl"
+    journal.write_bytes(b"\xff\n")
+    with pytest.raises(ExportError, match="is damaged"):
+        export(checkpoint, dataclasses.replace(request_, resume=True))
+
+
+def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> None:
+    with (
+        staged(tmp_path / "build"),
+        pytest.raises(ExportError, match=f"process {os.getpid()} is writing"),
+        staged(tmp_path / "build"),
+    ):
+        pass
