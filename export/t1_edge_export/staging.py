@@ -61,7 +61,7 @@ def staged(
             writing it, what is to be resumed was another request's, or something cannot be written.
     """
     destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
-    _check_free(destination, force)
+    check_free(destination, force)
     partial = destination.with_name(f".{destination.name}.partial")
     with closing(_lock(partial)):
         try:
@@ -120,7 +120,16 @@ def _clear(partial: Path, say: Callable[[str], None]) -> None:
     shutil.rmtree(partial / _BUILD, ignore_errors=True)
 
 
-def _check_free(destination: Path, force: bool) -> None:
+def check_free(destination: Path, force: bool) -> None:
+    """Whether a build may be published somewhere.
+
+    Args:
+        destination: Where.
+        force: Whether a build that stands there may be replaced.
+
+    Raises:
+        ExportError: If not.
+    """
     if not os.path.lexists(destination):
         return
     if not (destination / MANIFEST).is_file():

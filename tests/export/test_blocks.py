@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from t1_edge_export.containers import Slab
 from t1_edge_export.decoder import TensorSpec
-from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0
+from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 
 Float32Array = NDArray[np.float32]
@@ -56,6 +56,17 @@ def test_search_beats_plain_rounding_in_every_block(weights: Float32Array) -> No
     rounding = 1e-6 * (weights**2).reshape(-1, 32).sum(axis=1)  # of the stored float16 scale
     assert (ours <= plain + rounding).all()
     assert ours.sum() < 0.95 * plain.sum()
+
+
+def test_plain_rounding_is_ggmls(weights: Float32Array) -> None:
+    codes, scales = round_q4_0(weights)
+    spec = TensorSpec(name="w", shape=weights.shape, role="linear")
+    ours = dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
+    theirs = _plain_q4_0(weights)
+    # ggml divides by the scale before it rounds it to float16, so a tie may fall to the other side.
+    assert (ours == theirs).mean() > 0.99
+    errors = [_block_errors(found, weights).sum() for found in (ours, theirs)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 def test_importance_lowers_the_weighted_error(weights: Float32Array) -> None:

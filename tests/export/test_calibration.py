@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from t1_edge.contract import Codec
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.quantize.calibration import find_quantizer, read_rows
+from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, find_quantizer, read_rows
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
 
@@ -102,6 +103,58 @@ def test_texts_weigh_or_compensate(export: Callable[..., Build]) -> None:
     ]
     assert 0.5 < cosines[0] < 1
     assert 0.5 < cosines[1] < 1
+
+
+def test_texts_ship_and_are_what_is_fitted_to(tiny: Callable[..., Tiny], codec: Codec) -> None:
+    rows = read_rows(DEFAULT_TEXTS, codec)
+    assert len(rows) == 140
+    checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT.added_tokens)
+    found = find_quantizer("search", None, checkpoint, TINY_CONTRACT)
+    assert found.calibration.endswith("140 rows of calibration.jsonl")
+    assert find_quantizer("search", "none", checkpoint, TINY_CONTRACT).calibration == ""
+
+
+def test_what_was_collected_is_saved_and_read_again(
+    export: Callable[..., Build], tmp_path: Path
+) -> None:
+    saved = tmp_path / "s.gguf"
+    first = export("a", "--save-statistics", str(saved))
+    again = export("b", "--calibration", str(saved))
+    assert first.manifest.calibration == again.manifest.calibration
+    assert first.manifest.fingerprint == again.manifest.fingerprint
+
+
+def test_plain_rounding_is_fitted_to_nothing(export: Callable[..., Build]) -> None:
+    build = export("a", "--calibration", "none", "--quantizer", "rtn")
+    assert build.manifest.calibration == "plain rounding"
+    assert build.manifest.fingerprint != export("b").manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("kind", "calibration", "message"),
+    [
+        ("rtn", "default", "leave --calibration out"),
+        ("gptq", None, "none to save"),
+        ("search", "none", "none to save"),
+        ("search", "some.gguf", "none to save"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    kind: Any, calibration: str | None, message: str, tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny("llama").folder)
+    with pytest.raises(ExportError, match=message):
+        find_quantizer(kind, calibration, checkpoint, TINY_CONTRACT, save=tmp_path / "s.gguf")
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_collected(
+    export: Callable[..., Build], tiny: Callable[..., Tiny], texts: Path
+) -> None:
+    build = export("a")
+    arguments = ["export", str(tiny("llama").folder), "--output", str(build.path)]
+    found = CliRunner().invoke(main, arguments)
+    assert (found.exit_code, "--force" in found.output) == (1, True)
+    assert "collecting" not in found.output
 
 
 def test_a_float_build_is_not_calibrated(

@@ -48,16 +48,21 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
 )
 @click.option(
     "--calibration",
-    default="none",
-    show_default=True,
-    help="Importance matrix (.gguf) or texts (.jsonl) that the rounding is fitted to, or none.",
+    metavar="default|FILE|none",
+    help="Texts that ship, texts (.jsonl) or an importance matrix (.gguf) to fit the rounding to."
+    "  [default: default; none where nothing is fitted]",
+)
+@click.option(
+    "--save-statistics",
+    type=click.Path(path_type=Path),
+    help="Write what was collected over texts, as an importance matrix (.gguf).",
 )
 @click.option(
     "--quantizer",
-    type=click.Choice(["search", "gptq"]),
+    type=click.Choice(["search", "gptq", "rtn"]),
     default="search",
     show_default=True,
-    help="Best scale of each block, or GPTQ over calibration texts.",
+    help="Best scale of each block, GPTQ over calibration texts, or plain rounding.",
 )
 @click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
@@ -74,8 +79,9 @@ def export(
     formats: tuple[Any, ...],
     profile: Any,
     adapter: Path | None,
-    calibration: str,
-    quantizer: str,
+    calibration: str | None,
+    save_statistics: Path | None,
+    quantizer: Any,
     contract: str,
     force: bool,
     resume: bool,
@@ -96,6 +102,7 @@ def export(
     from t1_edge_export.plan import check_room, make_plan
     from t1_edge_export.presets import find_contract
     from t1_edge_export.quantize.calibration import find_quantizer
+    from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
     path = find_checkpoint(checkpoint)
@@ -105,24 +112,30 @@ def export(
     opened = with_tokens(open_checkpoint(path), found.added_tokens)
     if adapter:
         opened = with_adapter(opened, adapter)
+    destination = output or build_dir(name)
     if dry_run:
         plan = make_plan(
             opened.decoder,
             opened.tokenizer,
             profile=profile,
             formats=formats,
-            destination=output or build_dir(name),
+            destination=destination,
         )
         _show(plan, as_json)
         check_room(plan)
         return
+    check_free(destination, force)  # before statistics are collected for minutes
+    if profile == "float":
+        calibration = calibration or "none"
     request = Request(
         name=name,
-        destination=output or build_dir(name),
+        destination=destination,
         contract=found,
         formats=formats,
         profile=profile,
-        quantizer=find_quantizer(quantizer, calibration, opened, found),
+        quantizer=find_quantizer(
+            quantizer, calibration, opened, found, save=save_statistics, say=say
+        ),
         force=force,
         resume=resume,
         allow_drift=allow_drift,

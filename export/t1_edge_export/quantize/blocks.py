@@ -42,6 +42,23 @@ def quantize_q4_0(weights: Float32Array, importance: Float32Array | None = None)
         return codes.reshape(weights.shape), scales.astype(np.float16).reshape(len(weights), -1)
 
 
+def round_q4_0(weights: Float32Array) -> Blocks:
+    """Quantize rows to Q4_0 as ggml does: the largest weight of a block becomes -8.
+
+    Args:
+        weights: float32 [rows, in]; `in` a multiple of 32.
+
+    Returns:
+        As `quantize_q4_0`.
+    """
+    blocks = weights.reshape(len(weights), -1, BLOCK)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
+    with np.errstate(over="ignore"):  # the caller sees the infinite scale
+        scales = (largest[..., 0] / np.float32(-8)).astype(np.float16)
+    codes = np.floor(blocks * _inverse(scales.astype(np.float32))[..., None] + np.float32(8.5))
+    return np.clip(codes, 0, 15).astype(np.uint8).reshape(weights.shape), scales
+
+
 def quantize_q8_0(weights: Float32Array) -> Blocks:
     """Quantize rows to Q8_0: the largest weight of a block becomes 127 or -127.
 

@@ -1,6 +1,8 @@
 """What a quantizer is fitted to: an importance matrix, or texts of the shape that a T1 meets."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
@@ -8,37 +10,68 @@ from t1_edge.contract import Codec, Contract
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, compensated, weighted
+from t1_edge_export.quantize.quantizer import (
+    ROUNDING,
+    SEARCH,
+    Quantizer,
+    compensated,
+    weighted,
+)
 from t1_edge_export.quantize.statistics import collect, read_statistics
+
+Kind = Literal["search", "gptq", "rtn"]
+
+DEFAULT_TEXTS: Final = Path(__file__).parent.parent / "data" / "calibration.jsonl"
+"""Queries with thoughts and documents, many subjects and some languages, written for t1-edge."""
 
 
 def find_quantizer(
-    kind: str, calibration: str, checkpoint: Checkpoint, contract: Contract
+    kind: Kind,
+    calibration: str | None,
+    checkpoint: Checkpoint,
+    contract: Contract,
+    *,
+    save: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Quantizer:
     """The quantizer that an export asks for.
 
     Args:
-        kind: "search" or "gptq".
-        calibration: "none", an importance matrix (.gguf), or texts (see `read_rows`).
+        kind: The search for scales, GPTQ, or plain rounding.
+        calibration: "none", "default" (texts that ship), an importance matrix (.gguf), or texts
+            (see `read_rows`). None is "default", and "none" for plain rounding.
         checkpoint: What is exported, with the contract's tokens.
         contract: What makes rows of texts.
+        save: Where to write the statistics that are collected, as an importance matrix.
+        say: Called with a line of talk before something that takes long.
 
     Raises:
-        CheckpointError: If the file is damaged, or of another model.
-        ExportError: If GPTQ is asked for without texts.
+        CheckpointError: If a file is damaged, or of another model.
+        ExportError: If the calibration is not one of the quantizer's, nothing is collected that
+            could be saved, or it cannot be saved.
     """
-    path = Path(calibration)
-    if kind == "gptq" and (calibration == "none" or path.suffix == ".gguf"):
-        raise ExportError("gptq needs texts: give --calibration a .jsonl file")
+    calibration = calibration or ("none" if kind == "rtn" else "default")
+    matrix = calibration.endswith(".gguf")
+    if kind == "rtn" and calibration != "none":
+        raise ExportError("rtn is fitted to nothing: leave --calibration out")
+    if kind == "gptq" and (calibration == "none" or matrix):
+        raise ExportError("gptq needs texts: give --calibration default, or a .jsonl file")
+    if save and (kind != "search" or calibration == "none" or matrix):
+        raise ExportError("statistics are collected by the search over texts alone: none to save")
     if calibration == "none":
-        return SEARCH
-    if path.suffix == ".gguf":
-        return weighted(read_statistics(path, checkpoint.decoder))
+        return ROUNDING if kind == "rtn" else SEARCH
+    if matrix:
+        return weighted(read_statistics(Path(calibration), checkpoint.decoder))
+    path = DEFAULT_TEXTS if calibration == "default" else Path(calibration)
     rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
     dataset = f"{len(rows)} rows of {path.name}"
     if kind == "gptq":
         return compensated(checkpoint, rows, dataset)
-    return weighted(collect(checkpoint, rows, dataset))
+    say(f"collecting statistics over {dataset}, {sum(map(len, rows))} tokens")
+    statistics = collect(checkpoint, rows, dataset)
+    if save:
+        statistics.save(save, checkpoint.decoder)
+    return weighted(statistics)
 
 
 class _Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

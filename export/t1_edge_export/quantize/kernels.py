@@ -63,41 +63,43 @@ def search(
     x = np.empty((BLOCK, _LANES), np.float32)
     weighted = np.empty((BLOCK, _LANES), np.float32)
     weight = np.empty((BLOCK, _LANES), np.float32)
-    largest = np.empty(_LANES, np.float32)
     best = np.empty(_LANES, np.float32)
-    gain = np.empty(_LANES, np.float32)
-    scale = np.empty(_LANES, np.float32)
-    inverse = np.empty(_LANES, np.float32)
-    cross = np.empty(_LANES, np.float32)
-    square = np.empty(_LANES, np.float32)
     for start in range(0, len(blocks), _LANES):
         lanes = min(_LANES, len(blocks) - start)
         _load(blocks, importance, start, lanes, x, weighted, weight)
-        _largest(x, largest)
-        for lane in range(_LANES):
-            best[lane] = np.float32(np.inf)  # stays where no scale is finite
-            gain[lane] = np.float32(-1)
-        for landing in _LANDINGS:
-            for lane in range(_LANES):
-                scale[lane] = largest[lane] / landing
-            for _ in range(_REFINEMENTS + 1):
-                for lane in range(_LANES):
-                    scale[lane] = _half(scale[lane])
-                    inverse[lane] = _inverse(scale[lane])
-                _moments(x, weighted, weight, inverse, cross, square)
-                for lane in range(_LANES):
-                    s = scale[lane]
-                    found = s * (np.float32(2) * cross[lane] - s * square[lane])
-                    better = found > gain[lane]
-                    gain[lane] = found if better else gain[lane]
-                    best[lane] = s if better else best[lane]
-                    scale[lane] = cross[lane] / square[lane] if square[lane] > 0 else s
-        for lane in range(_LANES):
-            inverse[lane] = _inverse(best[lane])
+        _best_scales(x, weighted, weight, best)
         for lane in range(lanes):
             scales[start + lane] = best[lane]
+            inverse = _inverse(best[lane])
             for i in range(BLOCK):
-                codes[start + lane, i] = np.uint8(_code(x[i, lane], inverse[lane]) + np.float32(8))
+                codes[start + lane, i] = np.uint8(_code(x[i, lane], inverse) + np.float32(8))
+
+
+@_compiled
+def _best_scales(x: Any, weighted: Any, weight: Any, best: Any) -> None:
+    """Of every landing, and of what the best scale for its codes is in turn, the best."""
+    largest = np.empty(_LANES, np.float32)
+    scale = np.empty(_LANES, np.float32)
+    cross = np.empty(_LANES, np.float32)
+    square = np.empty(_LANES, np.float32)
+    gain = np.full(_LANES, np.float32(-1))
+    best[:] = np.inf  # stays where no scale is finite
+    _largest(x, largest)
+    for landing in _LANDINGS:
+        for lane in range(_LANES):
+            scale[lane] = largest[lane] / landing
+        for _ in range(_REFINEMENTS + 1):
+            for lane in range(_LANES):
+                scale[lane] = _half(scale[lane])
+            _moments(x, weighted, weight, scale, cross, square)
+            for lane in range(_LANES):
+                s = scale[lane]
+                # What the error falls by against all zeros.
+                found = s * (np.float32(2) * cross[lane] - s * square[lane])
+                better = found > gain[lane]
+                gain[lane] = found if better else gain[lane]
+                best[lane] = s if better else best[lane]
+                scale[lane] = cross[lane] / square[lane] if square[lane] > 0 else s
 
 
 @_compiled
@@ -132,11 +134,13 @@ def _largest(x: Any, largest: Any) -> None:
 
 
 @_compiled
-def _moments(x: Any, weighted: Any, weight: Any, inverse: Any, cross: Any, square: Any) -> None:
+def _moments(x: Any, weighted: Any, weight: Any, scale: Any, cross: Any, square: Any) -> None:
     """Weighted sums of code times weight, and of code squared."""
+    inverse = np.empty(_LANES, np.float32)
     for lane in range(_LANES):
-        cross[lane] = np.float32(0)
-        square[lane] = np.float32(0)
+        inverse[lane] = _inverse(scale[lane])
+    cross[:] = 0
+    square[:] = 0
     for i in range(BLOCK):
         for lane in range(_LANES):
             code = _code(x[i, lane], inverse[lane])

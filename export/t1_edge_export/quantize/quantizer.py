@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec
-from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0
+from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 from t1_edge_export.quantize.statistics import Statistics
 from t1_edge_export.reference import Reference
@@ -39,6 +39,10 @@ class Quantizer:
 
 SEARCH: Final = Quantizer(q4_0=lambda spec: quantize_q4_0)
 """The scale search, every weight's error counting alike."""
+
+
+ROUNDING: Final = Quantizer(q4_0=lambda spec: round_q4_0, calibration="plain rounding")
+"""ggml's own Q4_0, for comparison."""
 
 
 def weighted(statistics: Statistics) -> Quantizer:
