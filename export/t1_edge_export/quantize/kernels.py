@@ -77,7 +77,7 @@ def search(
 
 @_compiled
 def _best_scales(x: Any, weighted: Any, weight: Any, best: Any) -> None:
-    """Of every landing, and of what the best scale for its codes is in turn, the best."""
+    """Of scales that are best for a landing's codes, and for their codes in turn, the best."""
     largest = np.empty(_LANES, np.float32)
     scale = np.empty(_LANES, np.float32)
     cross = np.empty(_LANES, np.float32)
@@ -85,21 +85,31 @@ def _best_scales(x: Any, weighted: Any, weight: Any, best: Any) -> None:
     gain = np.full(_LANES, np.float32(-1))
     best[:] = np.inf  # stays where no scale is finite
     _largest(x, largest)
+    for lane in range(_LANES):
+        scale[lane] = _half(largest[lane] / _LANDINGS[0])
+    _moments(x, weighted, weight, scale, cross, square)
+    _keep_better(scale, cross, square, gain, best)
     for landing in _LANDINGS:
         for lane in range(_LANES):
             scale[lane] = largest[lane] / landing
-        for _ in range(_REFINEMENTS + 1):
+        _moments(x, weighted, weight, scale, cross, square)
+        for _ in range(_REFINEMENTS):
             for lane in range(_LANES):
-                scale[lane] = _half(scale[lane])
+                s = cross[lane] / square[lane] if square[lane] > 0 else scale[lane]
+                scale[lane] = _half(s)
             _moments(x, weighted, weight, scale, cross, square)
-            for lane in range(_LANES):
-                s = scale[lane]
-                # What the error falls by against all zeros.
-                found = s * (np.float32(2) * cross[lane] - s * square[lane])
-                better = found > gain[lane]
-                gain[lane] = found if better else gain[lane]
-                best[lane] = s if better else best[lane]
-                scale[lane] = cross[lane] / square[lane] if square[lane] > 0 else s
+            _keep_better(scale, cross, square, gain, best)
+
+
+@_compiled
+def _keep_better(scale: Any, cross: Any, square: Any, gain: Any, best: Any) -> None:
+    """Take the scales by which the error falls farther, against all zeros, than by the best."""
+    for lane in range(_LANES):
+        s = scale[lane]
+        found = s * (np.float32(2) * cross[lane] - s * square[lane])
+        better = found > gain[lane]
+        gain[lane] = found if better else gain[lane]
+        best[lane] = s if better else best[lane]
 
 
 @_compiled
