@@ -7,7 +7,6 @@ that of smollm2-135m (`t1-edge pull smollm2-135m`), whose ids it has rows for.
 """
 
 import json
-import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +88,7 @@ def _config(decoder: Decoder) -> dict[str, Any]:
 
 
 def _size(spec: TensorSpec) -> int:
-    return 2 * math.prod(spec.shape)
+    return 2 * spec.size
 
 
 def _shards(decoder: Decoder) -> Iterator[list[TensorSpec]]:
@@ -119,7 +118,7 @@ def _write_shard(path: Path, specs: list[TensorSpec], random: np.random.Generato
 def _rows(spec: TensorSpec, random: np.random.Generator) -> Iterator[bytes]:
     """A tensor's bytes, some rows at a time; norms are near 1."""
     width = spec.shape[-1]
-    count = math.prod(spec.shape) // width
+    count = spec.size // width
     step = max(1, 2**22 // width)
     for start in range(0, count, step):
         values = random.standard_normal((min(step, count - start), width), np.float32) * _DEVIATION

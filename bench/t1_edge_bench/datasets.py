@@ -10,7 +10,7 @@ excluded.tsv                 optional: query-id, corpus-id, documents that a que
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,11 +78,12 @@ def load(folder: Path, *, split: str | None = None, limit_queries: int | None = 
     Raises:
         DataError: If a file is missing or a line is not what it must be, naming both.
     """
-    chosen = _choose_split(folder, split)
+    splits = _splits(folder)
+    chosen = _choose_split(folder, splits, split)
     dot = f".{chosen}" if chosen else ""
     documents = _texts(_find(folder, "corpus"))
     known = {document.id for document in documents}
-    qrels = _judgements(_splits(folder)[chosen], known)
+    qrels = _judgements(splits[chosen], known)
     asked = _texts(_find(folder, f"queries{dot}", "queries"))
     queries = [query for query in asked if query.id in qrels]
     if not queries:
@@ -100,10 +101,8 @@ def load(folder: Path, *, split: str | None = None, limit_queries: int | None = 
     )
 
 
-def _choose_split(folder: Path, split: str | None) -> str:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder with a corpus.jsonl, queries and qrels")
-    found = sorted(_splits(folder))
+def _choose_split(folder: Path, splits: Iterable[str], split: str | None) -> str:
+    found = sorted(splits)
     if split is None and len(found) == 1:
         return found[0]
     if split in found:
@@ -121,6 +120,8 @@ def _choose_split(folder: Path, split: str | None) -> str:
 
 def _splits(folder: Path) -> dict[str, Path]:
     """Files of judgements by split; "" for those of the only one."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder with a corpus.jsonl, queries and qrels")
     flat = {path.name[len("qrels") : -len(".tsv")][1:]: path for path in folder.glob("qrels*.tsv")}
     return {path.stem: path for path in folder.glob("qrels/*.tsv")} | flat
 

@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from t1_edge.build import Decoder
 from t1_edge.errors import ExportError
 from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.room import check_disk
 
 Encoding = Literal["f32", "q4_0", "q8_0"]
 
 BLOCK: Final = 32
 """Weights that share a scale, along a row: the block of llama.cpp's Q4_0 and Q8_0."""
+
+
+def aligned(size: int, alignment: int) -> int:
+    """The least multiple of an alignment that is not below a size, in bytes."""
+    return -(-size // alignment) * alignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +150,9 @@ class PlacedFile:
     def __init__(self, path: Path, *, size: int) -> None:
         self._path = path
         held = path.stat().st_size if path.exists() else 0
+        self._kept = held == size
         # Asked first: a file system may give all it has before it says that it is not enough.
-        if size - held > (free := shutil.disk_usage(path.parent).free):
-            raise ExportError(
-                f"{path} needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left: make "
-                "room, or write to another disk"
-            )
+        check_disk(str(path), size - held, shutil.disk_usage(path.parent).free)
         try:
             self._file = path.open("r+b" if held else "w+b", buffering=0)
             if hasattr(os, "posix_fallocate"):  # or others take it meanwhile
@@ -157,6 +160,17 @@ class PlacedFile:
             self._file.truncate(size)
         except OSError as e:
             raise self._failed(e) from e
+
+    def check_kept(self) -> None:
+        """Whether the file stood there whole, so that what an earlier attempt wrote is in it.
+
+        Raises:
+            ExportError: If it did not.
+        """
+        if not self._kept:
+            raise ExportError(
+                f"{self._path} is not as it was left: leave --resume out to start over"
+            )
 
     def write(self, place: int, data: NDArray[Any] | bytes) -> None:
         """Write bytes, or an array's, from a place on.

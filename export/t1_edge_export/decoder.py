@@ -42,6 +42,11 @@ class TensorSpec:
     shape: tuple[int, ...]
     role: Role
 
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape)
+
 
 def tensors(decoder: Decoder) -> Iterator[TensorSpec]:
     """Every tensor of a decoder, in the order that builds store them."""
@@ -56,7 +61,7 @@ def tensors(decoder: Decoder) -> Iterator[TensorSpec]:
 
 def weight_count(decoder: Decoder) -> int:
     """How many weights a decoder has."""
-    return sum(math.prod(spec.shape) for spec in tensors(decoder))
+    return sum(spec.size for spec in tensors(decoder))
 
 
 def layer_tensors(decoder: Decoder, layer: int) -> Iterator[TensorSpec]:

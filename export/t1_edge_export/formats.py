@@ -9,7 +9,6 @@ import numpy as np
 
 from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Decoder, Format, Profile, Source
 from t1_edge.errors import CheckpointError, MissingExtraError
-from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
 from t1_edge_export.decoder import Role, tensors
 
@@ -48,31 +47,28 @@ def require_writer(format: Format) -> None:
 def open_container(
     format: Format,
     directory: Path,
-    checkpoint: Checkpoint,
-    name: str,
+    decoder: Decoder,
     encodings: Mapping[str, Encoding],
+    metadata: bytes,
 ) -> ContainerWriter:
     """What writes a format's files.
 
     Args:
         format: Which.
         directory: Where the files go.
-        checkpoint: What is exported.
-        name: Of the build.
+        decoder: The shape of the model.
         encodings: Block format by tensor name.
+        metadata: What stands before the tensors of a GGUF.
 
     Raises:
-        ExportError: If a file cannot be created, or llama.cpp does not know the tokenizer.
+        ExportError: If a file cannot be created.
     """
     if format == "onnx":
         from t1_edge_export.onnx_writer import OnnxContainer
 
-        return OnnxContainer(directory, checkpoint.decoder, encodings)
-    from t1_edge_export.gguf_metadata import gguf_metadata
+        return OnnxContainer(directory, decoder, encodings)
     from t1_edge_export.gguf_writer import GGUFContainer, lay_out_gguf
 
-    decoder = checkpoint.decoder
-    metadata = gguf_metadata(decoder, encodings, checkpoint.tokenizer, name, checkpoint.source)
     return GGUFContainer(directory, decoder, lay_out_gguf(decoder, encodings, metadata))
 
 

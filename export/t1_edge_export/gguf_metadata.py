@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from t1_edge.build import Decoder, Source
-from t1_edge_export.containers import BLOCK, Encoding
+from t1_edge_export.containers import BLOCK, Encoding, aligned
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
@@ -65,13 +65,12 @@ def gguf_metadata(
         writer.write_ti_data_to_file()
         writer.close()
         found = path.read_bytes()
-    return found.ljust(-(-len(found) // ALIGNMENT) * ALIGNMENT, b"\0")
+    return found.ljust(aligned(len(found), ALIGNMENT), b"\0")
 
 
 def tensor_bytes(spec: TensorSpec, encoding: Encoding) -> int:
     """Size of a tensor in the file, in bytes."""
-    count = int(np.prod(spec.shape))
-    return count * 4 if encoding == "f32" else count // BLOCK * _BLOCK_BYTES[encoding]
+    return spec.size * 4 if encoding == "f32" else spec.size // BLOCK * _BLOCK_BYTES[encoding]
 
 
 def _describe(

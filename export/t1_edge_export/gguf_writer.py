@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import GGUF_MODEL, Decoder
-from t1_edge_export.containers import BLOCK, Encoding, PlacedFile, RowsDue, Slab
+from t1_edge_export.containers import BLOCK, Encoding, PlacedFile, RowsDue, Slab, aligned
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.gguf_checkpoint import rotated_heads, stored_rows
 from t1_edge_export.gguf_metadata import ALIGNMENT, tensor_bytes
@@ -60,7 +60,7 @@ def lay_out_gguf(
     at = len(metadata)
     for spec in tensors(decoder):
         places[spec.name] = at
-        at += -(-tensor_bytes(spec, encodings[spec.name]) // ALIGNMENT) * ALIGNMENT
+        at += aligned(tensor_bytes(spec, encodings[spec.name]), ALIGNMENT)
     return GGUFLayout(metadata=metadata, places=places, size=at)
 
 
@@ -94,6 +94,7 @@ class GGUFContainer:
 
     def skip(self, spec: TensorSpec) -> None:
         """Leave a matrix as it is."""
+        self._file.check_kept()
         self._due.skip(spec)
 
     def flush(self) -> None:

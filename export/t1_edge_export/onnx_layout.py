@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.containers import BLOCK, Encoding, Slab
+from t1_edge_export.containers import BLOCK, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
 _ALIGN: Final = 64  # a cache line, and the widest vector register
@@ -84,7 +84,7 @@ def lay_out(decoder: Decoder, encodings: Mapping[str, Encoding]) -> dict[str, Ma
     for shape in _shapes(decoder):
         matrix = _place(shape, encodings, at)
         places |= dict.fromkeys(shape.parts, matrix)
-        at = _aligned(matrix.end)
+        at = aligned(matrix.end, _ALIGN)
     return places
 
 
@@ -143,9 +143,5 @@ def _place(shape: _Shape, encodings: Mapping[str, Encoding], at: int) -> Matrix:
         width=shape.width,
         encoding=encoding,
         codes=at,
-        scales=_aligned(at + codes_size),
+        scales=aligned(at + codes_size, _ALIGN),
     )
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGN) * _ALIGN

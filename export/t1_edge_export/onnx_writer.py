@@ -53,6 +53,7 @@ class OnnxContainer:
 
     def skip(self, spec: TensorSpec) -> None:
         """Leave a matrix as it is."""
+        self._file.check_kept()
         self._due.skip(spec)
 
     def flush(self) -> None:

@@ -33,8 +33,10 @@ from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.formats import choose_encodings, open_container, require_writer
 from t1_edge_export.gate import golden_rows, measure, misses
-from t1_edge_export.plan import check_memory, free_memory, memory_to_write
+from t1_edge_export.gguf_metadata import gguf_metadata
+from t1_edge_export.plan import memory_to_write
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
+from t1_edge_export.room import check_memory, free_memory
 from t1_edge_export.staging import Staging, staged
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights
@@ -100,7 +102,7 @@ def export(
         require_writer(format)
     checkpoint = with_tokens(checkpoint, request.contract.added_tokens)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
-    check_memory(memory_to_write(checkpoint.decoder), free_memory())
+    check_memory("writing", memory_to_write(checkpoint.decoder), free_memory())
     with staged(
         request.destination,
         force=request.force,
@@ -134,10 +136,15 @@ def _write(
     staging: Staging, checkpoint: Checkpoint, request: Request, progress: Callable[[int], None]
 ) -> str:
     """Write the files of every format; the sha256 of the quantized weights."""
-    encodings = choose_encodings(checkpoint.decoder, request.profile)
+    decoder = checkpoint.decoder
+    encodings = choose_encodings(decoder, request.profile)
+    metadata = b""
+    if "gguf" in request.formats:
+        text, source = checkpoint.tokenizer, checkpoint.source
+        metadata = gguf_metadata(decoder, encodings, text, request.name, source)
     with ExitStack() as stack:
         containers = [
-            open_container(format, staging.directory, checkpoint, request.name, encodings)
+            open_container(format, staging.directory, decoder, encodings, metadata)
             for format in request.formats
         ]
         for container in containers:

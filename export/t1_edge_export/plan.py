@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 from t1_edge.build import TOKENIZER, Decoder, Format, Profile, Source
 from t1_edge.engines.select import available_threads
 from t1_edge.errors import ExportError
-from t1_edge_export.containers import ContainerWriter, Encoding
+from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import tensors, weight_count
-from t1_edge_export.formats import choose_encodings, file_sizes
+from t1_edge_export.formats import choose_encodings, file_sizes, open_container
 from t1_edge_export.journal import Journal
 from t1_edge_export.quantize.quantizer import SEARCH
+from t1_edge_export.room import check_disk, check_memory, free_memory
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
 
@@ -137,36 +137,14 @@ def check_room(plan: Plan) -> None:
     Raises:
         ExportError: If there is not.
     """
-    if plan.disk > plan.free_disk:
-        raise ExportError(
-            f"the build needs {in_gigabytes(plan.disk)} of disk and there are "
-            f"{in_gigabytes(plan.free_disk)}: make room, or give an --output on another disk"
-        )
-    check_memory(plan.memory, plan.free_memory)
-
-
-def check_memory(needed: int, free: int | None) -> None:
-    """Whether there is memory to write in, where the system says.
-
-    Raises:
-        ExportError: If there is not.
-    """
-    if free is not None and needed > free:
-        raise ExportError(
-            f"writing needs {in_gigabytes(needed)} of memory and {in_gigabytes(free)} are free: "
-            "end other programs first"
-        )
-
-
-def in_gigabytes(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / 1e9:.2f} GB"
+    check_disk("the build", plan.disk, plan.free_disk)
+    check_memory("writing", plan.memory, plan.free_memory)
 
 
 def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors, ...]:
     counts, weights = Counter(encodings.values()), Counter[Encoding]()
     for spec in tensors(decoder):
-        weights[encodings[spec.name]] += int(np.prod(spec.shape))
+        weights[encodings[spec.name]] += spec.size
     return tuple(
         Tensors(encoding=e, count=counts[e], weights=weights[e], bits=_BITS[e]) for e in weights
     )
@@ -178,19 +156,6 @@ def _nearest_folder(destination: Path) -> Path:
     while not found.is_dir():
         found = found.parent
     return found
-
-
-def free_memory() -> int | None:
-    """Bytes that a process may take before others are swapped out: MemAvailable of Linux.
-
-    Returns:
-        None where the system does not say.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], parent: Path) -> float:
@@ -219,14 +184,7 @@ def _write_block(
     formats: Sequence[Format],
     folder: Path,
 ) -> None:
-    from t1_edge_export.gguf_writer import GGUFContainer, lay_out_gguf
-    from t1_edge_export.onnx_writer import OnnxContainer
-
-    containers: list[ContainerWriter] = []
-    if "onnx" in formats:
-        containers.append(OnnxContainer(folder, decoder, encodings))
-    if "gguf" in formats:
-        containers.append(GGUFContainer(folder, decoder, lay_out_gguf(decoder, encodings, b"")))
+    containers = [open_container(format, folder, decoder, encodings, b"") for format in formats]
     journal = Journal.open(folder / "journal.jsonl", "")
     write_weights(_Noise(decoder), encodings, SEARCH, containers, journal)
     for container in containers:

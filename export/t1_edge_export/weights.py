@@ -1,7 +1,6 @@
 """One pass over a checkpoint's tensors, into every container, with a journal of what is whole."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -47,7 +46,7 @@ def write_weights(
     for spec in held:
         for container in containers:
             container.skip(spec)
-        progress(math.prod(spec.shape))
+        progress(spec.size)
     fresh: list[Written] = []
     digest, loose = hashlib.sha256(), 0
     for slab in encode(checkpoint, encodings, quantizer, without={spec.name for spec in held}):

@@ -27,11 +27,6 @@ from tiny import TINY_CONTRACT, Tiny
 
 
 @pytest.fixture
-def checkpoint(tiny: Callable[..., Tiny]) -> Checkpoint:
-    return open_checkpoint(tiny("llama").folder)
-
-
-@pytest.fixture
 def request_(tmp_path: Path) -> Request:
     return Request(
         name="tiny", destination=tmp_path / "out" / "tiny", contract=TINY_CONTRACT, profile="float"

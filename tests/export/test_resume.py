@@ -13,17 +13,12 @@ from attempts import attempt
 from t1_edge.build import Build
 from t1_edge.errors import BuildError, ExportError
 from t1_edge_export import weights
-from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, RowQuantizer
 from t1_edge_export.staging import staged
 from tiny import TINY_CONTRACT, Tiny
-
-
-@pytest.fixture
-def checkpoint(tiny: Callable[..., Tiny]) -> Checkpoint:
-    return open_checkpoint(tiny("llama").folder)
 
 
 @pytest.fixture
@@ -104,9 +99,14 @@ def test_what_is_whole_is_not_quantized_again(
     assert _bytes(export(checkpoint, fresh).path) == _bytes(build.path)
 
 
-def _leave_half(checkpoint: Checkpoint, request: Request) -> None:
+def _leave_half(checkpoint: Checkpoint, request: Request, *, slabs: int = 1) -> None:
+    left = slabs
+
     def interrupted(count: int) -> None:
-        raise KeyboardInterrupt
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         export(checkpoint, request, progress=interrupted)
@@ -142,6 +142,20 @@ def test_a_journal_that_was_cut_off_itself_is_read_up_to_there(
     with journal.open("ab") as file:
         file.write(b'{"tensor": "model.lay')
     export(checkpoint, dataclasses.replace(request_, resume=True))
+
+
+def test_a_file_that_was_cut_meanwhile_is_not_gone_on_with(
+    checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_WEIGHTS_BETWEEN_FLUSHES", 1)
+    _leave_half(checkpoint, request_, slabs=3)
+    partial = request_.destination.with_name(".tiny.partial")
+    assert len((partial / "journal.jsonl").read_bytes().splitlines()) > 1
+    os.truncate(partial / "build" / "weights.bin", 100)
+    with pytest.raises(
+        ExportError, match=r"weights\.bin is not as it was left: leave --resume out"
+    ):
+        export(checkpoint, dataclasses.replace(request_, resume=True))
 
 
 def test_a_journal_of_noise_is_an_error(checkpoint: Checkpoint, request_: Request) -> None:

@@ -26,11 +26,6 @@ Float32Array = NDArray[np.float32]
 
 
 @pytest.fixture
-def checkpoint(tiny: Callable[..., Tiny]) -> Checkpoint:
-    return open_checkpoint(tiny("llama").folder)
-
-
-@pytest.fixture
 def statistics(checkpoint: Checkpoint) -> Statistics:
     return collect(checkpoint, ROWS, "three rows")
 

@@ -155,7 +155,7 @@ def _show(plan: "Plan", as_json: bool) -> None:
     if as_json:
         put_json(msgspec.to_builtins(plan))
         return
-    from t1_edge_export.plan import in_gigabytes
+    from t1_edge_export.room import in_gigabytes
 
     for part in plan.tensors:
         click.echo(f"{part.encoding:<12}{part.count:>5} tensors {part.weights:>15,} weights")

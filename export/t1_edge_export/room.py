@@ -1,0 +1,60 @@
+"""Room: on the disk, and in memory."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from t1_edge.errors import ExportError
+
+
+def in_gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB"
+
+
+def check_disk(what: str, needed: int, free: int) -> None:
+    """Whether there is room on a disk.
+
+    Args:
+        what: What needs it, for the message.
+        needed: Bytes.
+        free: Bytes that there are.
+
+    Raises:
+        ExportError: If there is not.
+    """
+    if needed > free:
+        raise ExportError(
+            f"{what} needs {in_gigabytes(needed)} of disk and there are {in_gigabytes(free)}: make "
+            "room, or give an --output on another disk"
+        )
+
+
+def check_memory(what: str, needed: int, free: int | None) -> None:
+    """Whether there is room in memory, where the system says.
+
+    Args:
+        what: What needs it, for the message.
+        needed: Bytes.
+        free: Bytes that there are; None where the system does not say.
+
+    Raises:
+        ExportError: If there is not.
+    """
+    if free is not None and needed > free:
+        raise ExportError(
+            f"{what} needs {in_gigabytes(needed)} of memory and {in_gigabytes(free)} are free: "
+            "end other programs first"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that a process may take before others are swapped out: MemAvailable of Linux.
+
+    Returns:
+        None where the system does not say.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
