@@ -57,7 +57,7 @@ def test_a_model_larger_than_the_disk_is_refused(tiny: Callable[..., Tiny], tmp_
 
 
 def test_a_file_larger_than_the_disk_is_refused_before_it_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="needs .* of disk"):
+    with pytest.raises(ExportError, match=r"needs .* of disk"):
         PlacedFile(tmp_path / "large", size=2 * shutil.disk_usage(tmp_path).total)
     assert os.listdir(tmp_path) == []
 
