@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from t1_edge.build import Manifest
+from t1_edge.build import EngineFigures, Manifest
 
 CARD: Final = "README.md"
 
@@ -51,25 +51,41 @@ def _use(manifest: Manifest) -> str:
 
 def _quality(manifest: Manifest) -> str:
     found = manifest.verification
-    rows = [
-        f"| {format} | {figures.library} | {figures.cosine_mean:.4f} | {figures.cosine_min:.4f} |"
-        for format, figures in found.engines.items()
-    ]
-    between = "" if found.cross_engine_min is None else f"{found.cross_engine_min:.4f}"
+    token, thoughts = manifest.contract.emb_token, f"{found.positions} places of its thoughts"
     lines = [
         "## Against the float weights",
         "",
-        f"Cosine at `{manifest.contract.emb_token}` over {found.rows} golden rows, teacher-forced:",
+        f"Teacher-forced: cosine at `{token}` over {found.rows} golden rows, and the divergence of "
+        f"the next token's distribution at {thoughts}, in nats:",
         "",
-        "| format | engine | mean | worst |",
-        "|---|---|---|---|",
-        *rows,
+        "| format | engine | mean | 1st percentile | worst | divergence |",
+        "|---|---|---|---|---|---|",
+        *(_forced(format, figures) for format, figures in found.engines.items()),
+        "",
+        "Thinking freely about the golden queries: how many thoughts are the float weights', and "
+        "the cosine behind each one's own:",
+        "",
+        "| format | budget | same | mean | worst |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {format} | {free.budget} | {free.same:.0%} | {free.cosine_mean:.4f} | "
+            f"{free.cosine_min:.4f} |"
+            for format, figures in found.engines.items()
+            for free in figures.free
+        ),
     ]
-    if between:
-        lines += ["", f"Between the engines, the worst is {between}."]
+    if found.cross_engine_min is not None:
+        lines += ["", f"Between the engines, the worst is {found.cross_engine_min:.4f}."]
     if found.drift_allowed:
         lines += ["", "**This build misses the bounds of its profile** and was published by hand."]
     return "\n".join(lines)
+
+
+def _forced(format: str, figures: EngineFigures) -> str:
+    return (
+        f"| {format} | {figures.library} | {figures.cosine_mean:.4f} | {figures.cosine_p1:.4f} | "
+        f"{figures.cosine_min:.4f} | {figures.divergence_mean:.4f} |"
+    )
 
 
 def _contract(manifest: Manifest) -> str:

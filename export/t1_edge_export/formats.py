@@ -9,6 +9,7 @@ import numpy as np
 
 from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Decoder, Format, Profile, Source
 from t1_edge.errors import CheckpointError, MissingExtraError
+from t1_edge_export.audit import Weights
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
 from t1_edge_export.decoder import Role, tensors
 
@@ -70,6 +71,29 @@ def open_container(
     from t1_edge_export.gguf_writer import GGUFContainer, lay_out_gguf
 
     return GGUFContainer(directory, decoder, lay_out_gguf(decoder, encodings, metadata))
+
+
+def read_back(
+    format: Format, directory: Path, decoder: Decoder, encodings: Mapping[str, Encoding]
+) -> Weights:
+    """The weights that a format's engine will multiply with, from the files.
+
+    Args:
+        format: Which.
+        directory: Where the files are.
+        decoder: The shape of the model.
+        encodings: Block format by tensor name.
+
+    Raises:
+        CheckpointError: If model.gguf is no whole GGUF.
+    """
+    if format == "onnx":
+        from t1_edge_export.onnx_reader import OnnxWeights
+
+        return OnnxWeights(directory, decoder, encodings)
+    from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+
+    return GGUFCheckpoint(directory / GGUF_MODEL)
 
 
 def file_sizes(

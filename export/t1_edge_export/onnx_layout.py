@@ -101,6 +101,15 @@ def pack_codes(slab: Slab) -> NDArray[Any]:
     return slab.codes
 
 
+def unpack_codes(stored: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
+    """What `pack_codes` packed: uint8 0..15 (q4_0), int8 (q8_0) or float32 (f32), [rows, in]."""
+    if encoding == "q4_0":
+        return np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1)
+    if encoding == "q8_0":
+        return np.asarray((stored ^ np.uint8(0x80)).view(np.int8))
+    return stored
+
+
 def _shapes(decoder: Decoder) -> Iterator[_Shape]:
     yield _Shape(parts={EMBEDDING: 0}, rows=decoder.vocabulary, width=decoder.hidden)
     for layer in range(decoder.layers):

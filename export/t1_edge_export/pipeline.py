@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -29,17 +30,23 @@ from t1_edge.contract import Codec, Contract
 from t1_edge.engines.select import require
 from t1_edge.errors import ExportError, GateError
 from t1_edge.tokenization import TextTokenizer
+from t1_edge_export.audit import relative_errors
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.formats import choose_encodings, open_container, require_writer
-from t1_edge_export.gate import golden_rows, measure, misses
+from t1_edge_export.formats import choose_encodings, open_container, read_back, require_writer
+from t1_edge_export.gate import Measured, measure, misses
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.plan import memory_to_write
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
+from t1_edge_export.reference_engine import ReferenceEngine
 from t1_edge_export.room import check_memory, free_memory
 from t1_edge_export.staging import Staging, staged
+from t1_edge_export.trial import ask_reference, golden
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights
+
+_NAMED: Final = 3
+"""Tensors that a miss names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +122,19 @@ def export(
         say(f"writing {' and '.join(request.formats)}")
         weights = _write(staging, checkpoint, request, progress)
         say("asking the float reference for golden vectors")
-        golden = golden_rows(checkpoint, codec)
-        golden.save(directory / GOLDEN)
+        trial, truth = ask_reference(ReferenceEngine(checkpoint), codec)
+        golden(codec, trial, truth.vectors).save(directory / GOLDEN)
         say("verifying the files that were written")
-        figures = measure(
+        found = measure(
             directory,
             request.formats,
             checkpoint.decoder,
-            checkpoint.tokenizer,
-            golden,
+            trial,
+            truth,
             request.profile,
+            scratch=staging.scratch,
         )
-        verification = _enforce(figures, request.allow_drift)
+        verification = _enforce(found, directory, checkpoint, request)
         manifest = _manifest(directory, checkpoint, request, verification, weights)
         (directory / MANIFEST).write_bytes(manifest.to_json())
     return Build(request.destination)
@@ -203,14 +211,34 @@ def _manifest(
     return msgspec.structs.replace(manifest, files=entries | {CARD: file_entry(directory / CARD)})
 
 
-def _enforce(verification: Verification, allow_drift: bool) -> Verification:
-    found = misses(verification)
-    if found and not allow_drift:
+def _enforce(
+    found: Measured, directory: Path, checkpoint: Checkpoint, request: Request
+) -> Verification:
+    missed = misses(found.verification)
+    if missed and not request.allow_drift:
+        where = [
+            f"furthest from the reference in {format} are the texts {_quoted(worst)} and the "
+            f"tensors {_furthest(format, directory, checkpoint, request)}"
+            for format, worst in found.worst_texts.items()
+        ]
         raise GateError(
-            f"not published, the build misses its bounds: {'; '.join(found)}; "
+            f"not published, the build misses its bounds: {'; '.join([*missed, *where])}; "
             "--allow-drift publishes it all the same"
         )
-    return msgspec.structs.replace(verification, drift_allowed=bool(found))
+    return msgspec.structs.replace(found.verification, drift_allowed=bool(missed))
+
+
+def _furthest(format: Format, directory: Path, checkpoint: Checkpoint, request: Request) -> str:
+    """The tensors that lost most to rounding, as a share of themselves."""
+    decoder = checkpoint.decoder
+    encodings = choose_encodings(decoder, request.profile)
+    errors = relative_errors(checkpoint, read_back(format, directory, decoder, encodings))
+    worst = sorted(errors, key=errors.__getitem__, reverse=True)[:_NAMED]
+    return ", ".join(f"{name} ({errors[name]:.1%} off)" for name in worst)
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts))
 
 
 def _tools() -> dict[str, str]:

@@ -48,7 +48,7 @@ class Reference:
         Returns:
             float32 [rows, hidden].
         """
-        return self._forward(rows, _empty_cache(self._decoder, len(rows)))
+        return self.forward(rows, self.caches(len(rows)))
 
     def blocks(self, rows: Sequence[Sequence[int]]) -> Iterator[int]:
         """Run rows a block at a time, for who observes.
@@ -59,34 +59,8 @@ class Reference:
         Yields:
             Each block's number, once its linear layers were observed.
         """
-        residuals = self._residuals(rows, _empty_cache(self._decoder, len(rows)))
+        residuals = self._residuals(rows, self.caches(len(rows)))
         yield from (layer for layer, _ in enumerate(residuals))
-
-    def greedy(
-        self, rows: Sequence[Sequence[int]], *, budget: int, stop: frozenset[int]
-    ) -> list[tuple[int, ...]]:
-        """Continue each row with the likeliest token, again and again.
-
-        Args:
-            rows: Token ids to continue.
-            budget: Most tokens that a row is continued by.
-            stop: Tokens that end a continuation, and are no part of it.
-
-        Returns:
-            Each row's continuation.
-        """
-        cache = _empty_cache(self._decoder, len(rows))
-        written: list[list[int]] = [[] for _ in rows]
-        chunk = {row: list(tokens) for row, tokens in enumerate(rows)}
-        for _ in range(budget):
-            hidden = self._forward(list(chunk.values()), [cache[row] for row in chunk])
-            best = dict(zip(chunk, self._best(hidden), strict=True))
-            chunk = {row: [token] for row, token in best.items() if token not in stop}
-            for row, tokens in chunk.items():
-                written[row] += tokens
-            if not chunk:
-                break
-        return [tuple(tokens) for tokens in written]
 
     def logits(self, hidden: Float32Array) -> Float32Array:
         """Scores of the next token, float32 [rows, vocabulary], from normed hidden states."""
@@ -97,24 +71,32 @@ class Reference:
         slabs = [hidden @ read(at, min(at + SLAB_ROWS, size)).T for at in starts]
         return np.concatenate(slabs, axis=1)
 
-    def _best(self, hidden: Float32Array) -> list[int]:
-        best: list[int] = self.logits(hidden).argmax(axis=1).tolist()
-        return best
+    def caches(self, rows: int) -> "list[Cache]":
+        """Empty caches, one a row."""
+        return [Cache(self._decoder) for _ in range(rows)]
 
-    def _forward(self, chunks: Sequence[Sequence[int]], cache: Sequence["_Cache"]) -> Float32Array:
-        """Run a chunk of tokens behind what each row has in its cache, which grows by them."""
-        [states] = deque(self._residuals(chunks, cache), maxlen=1)
+    def forward(self, chunks: Sequence[Sequence[int]], caches: "Sequence[Cache]") -> Float32Array:
+        """Run a chunk of tokens behind what each row has in its cache, which grows by them.
+
+        Args:
+            chunks: Token ids, one or more a row.
+            caches: Of the same rows.
+
+        Returns:
+            Hidden states after the final norm at each chunk's last token, float32 [rows, hidden].
+        """
+        [states] = deque(self._residuals(chunks, caches), maxlen=1)
         last = states[np.cumsum([len(chunk) for chunk in chunks]) - 1]
         norm = self._checkpoint.rows(FINAL_NORM, 0, self._decoder.hidden)
         return _rms_norm(last, norm, self._decoder.norm_epsilon)
 
     def _residuals(
-        self, chunks: Sequence[Sequence[int]], cache: Sequence["_Cache"]
+        self, chunks: Sequence[Sequence[int]], caches: "Sequence[Cache]"
     ) -> Iterator[Float32Array]:
         """The residual stream after each block, float32 [tokens, hidden]."""
         lengths = [len(chunk) for chunk in chunks]
         starts = np.cumsum([0, *lengths])
-        pasts = [row.length for row in cache]
+        pasts = [cache.length for cache in caches]
         positions = [np.arange(past, past + n) for past, n in zip(pasts, lengths, strict=True)]
         cosines, sines = _rotation(self._decoder, np.concatenate(positions))
         states = self._embed([token for chunk in chunks for token in chunk])
@@ -123,8 +105,8 @@ class Reference:
             query, key, value = block.project(states)
             query, key = (_rotate(heads, cosines, sines) for heads in (query, key))
             mixed = [
-                row.attend(layer, query[a:b], key[a:b], value[a:b])
-                for row, (a, b) in zip(cache, pairwise(starts.tolist()), strict=True)
+                cache.attend(layer, query[a:b], key[a:b], value[a:b])
+                for cache, (a, b) in zip(caches, pairwise(starts.tolist()), strict=True)
             ]
             states = block.finish(states, np.concatenate(mixed))
             yield states
@@ -136,7 +118,7 @@ class Reference:
         return np.concatenate(read)[which]
 
 
-class _Cache:
+class Cache:
     """One row's keys and values, float32 [length, kv_heads, head_dim] for each block."""
 
     def __init__(self, decoder: Decoder) -> None:
@@ -148,6 +130,11 @@ class _Cache:
     def length(self) -> int:
         """Tokens that every block has seen."""
         return len(self._keys[-1])
+
+    def cut(self, length: int) -> None:
+        """Forget all tokens behind the first so many."""
+        self._keys = [keys[:length] for keys in self._keys]
+        self._values = [values[:length] for values in self._values]
 
     def attend(
         self, layer: int, query: Float32Array, key: Float32Array, value: Float32Array
@@ -221,10 +208,6 @@ class _Block:
 
     def _norm(self, values: Float32Array, part: str) -> Float32Array:
         return _rms_norm(values, self._weights[self._name(part)], self._decoder.norm_epsilon)
-
-
-def _empty_cache(decoder: Decoder, rows: int) -> list[_Cache]:
-    return [_Cache(decoder) for _ in range(rows)]
 
 
 def _rms_norm(values: Float32Array, weight: Float32Array, epsilon: float) -> Float32Array:

@@ -1,7 +1,8 @@
 """A directory that becomes visible whole, by one rename, or not at all; and can be gone on with.
 
 Beside the destination stands `.NAME.partial/` meanwhile: `build/`, which will be renamed,
-`journal.jsonl`, which says what of it is whole, and `lock`, held by the process that writes.
+`journal.jsonl`, which says what of it is whole, `scratch/`, and `lock`, held by the process that
+writes.
 """
 
 import fcntl
@@ -18,6 +19,7 @@ from t1_edge.errors import ExportError
 from t1_edge_export.journal import Journal
 
 _BUILD: Final = "build"
+_SCRATCH: Final = "scratch"
 _JOURNAL: Final = "journal.jsonl"
 _LOCK: Final = "lock"
 
@@ -28,10 +30,12 @@ class Staging:
 
     Attributes:
         directory: What will be published.
+        scratch: For what is of no use once the export has ended; empty at first.
         journal: What of it is whole.
     """
 
     directory: Path
+    scratch: Path
     journal: Journal
 
 
@@ -67,10 +71,14 @@ def staged(
         try:
             if not resume:
                 _clear(partial, say)
-            (partial / _BUILD).mkdir(exist_ok=True)
+            shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
+            for folder in (_BUILD, _SCRATCH):
+                (partial / folder).mkdir(exist_ok=True)
             journal = Journal.open(partial / _JOURNAL, request)
             with _removed(partial, say):
-                yield Staging(directory=partial / _BUILD, journal=journal)
+                yield Staging(
+                    directory=partial / _BUILD, scratch=partial / _SCRATCH, journal=journal
+                )
                 _publish(partial / _BUILD, destination)
         except OSError as e:
             raise ExportError(f"nothing was published at {destination}: {e}") from e

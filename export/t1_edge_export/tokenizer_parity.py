@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from t1_edge.engines import llama_log
 from t1_edge.errors import EngineError, MissingExtraError
 from t1_edge.tokenization import TextTokenizer
 
@@ -26,13 +27,16 @@ def differing_texts(model: Path, tokenizer: str, texts: Sequence[str]) -> list[s
         import llama_cpp
     except ImportError as e:
         raise MissingExtraError("llama-cpp-python", "gguf") from e
+    llama_log.collect(llama_cpp)
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = True
     ours = TextTokenizer(tokenizer)
     with ExitStack() as stack:
         loaded = llama_cpp.llama_model_load_from_file(str(model).encode(), parameters)
         if not loaded:
-            raise EngineError(f"llama.cpp cannot read the vocabulary of {model}")
+            raise EngineError(
+                f"llama.cpp cannot read the vocabulary of {model}: {llama_log.last_words()}"
+            )
         stack.callback(llama_cpp.llama_model_free, loaded)
         vocabulary = llama_cpp.llama_model_get_vocab(loaded)
         return [text for text in texts if ours.encode_plain(text) != _tokenize(vocabulary, text)]

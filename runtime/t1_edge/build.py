@@ -14,7 +14,7 @@ import msgspec
 from t1_edge.contract import Contract
 from t1_edge.errors import BuildError, ContractError
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 MAX_CONTEXT: Final = 8192
 MANIFEST: Final = "t1.json"
 TOKENIZER: Final = "tokenizer.json"
@@ -104,19 +104,65 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sha256: str
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a profile must reach.
+
+    Attributes:
+        cosine_mean: Least mean over the golden rows, engine against float reference.
+        cosine_min: Least of any golden row, engine against float reference.
+        cross_min: Least of any golden row, one engine against the other.
+        divergence: Largest mean Kullback-Leibler divergence, in nats.
+        slack: How far below this export's worst cosine another machine's may fall: kernels for
+            other processors round activations in another order.
+    """
+
+    cosine_mean: float
+    cosine_min: float
+    cross_min: float
+    divergence: float
+    slack: float
+
+
+class FreeRunning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine thinks by itself about the golden queries, against the float reference.
+
+    Attributes:
+        budget: Most tokens of a thought.
+        same: Share of the thoughts that are the reference's, token for token.
+        agreed: Mean number of tokens before the first that differs.
+        cosine_mean: Mean cosine of the vectors behind each one's own thought.
+        cosine_min: Worst of them.
+    """
+
+    budget: int
+    same: float
+    agreed: float
+    cosine_mean: float
+    cosine_min: float
+
+
 class EngineFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the gate measured on one format, teacher-forced, at `<emb_token>`.
+    """What the gate measured on one format.
 
     Attributes:
         library: Engine and version that ran.
-        cosine_mean: Mean cosine to the float reference.
-        cosine_min: Worst cosine to the float reference.
+        cosine_mean: Mean cosine at `<emb_token>` to the float reference, teacher-forced.
+        cosine_p1: Their 1st percentile.
+        cosine_min: The worst of them.
+        divergence_mean: Mean Kullback-Leibler divergence of the next token's distribution from the
+            float reference's, along its thoughts, in nats.
+        divergence_max: The worst of them.
+        free: Thoughts of its own, by budget.
         floor: Least cosine that the golden vectors must reach wherever the build is opened.
     """
 
     library: str
     cosine_mean: float
+    cosine_p1: float
     cosine_min: float
+    divergence_mean: float
+    divergence_max: float
+    free: tuple[FreeRunning, ...]
     floor: float
 
 
@@ -125,20 +171,18 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         rows: Golden rows compared.
+        positions: Places in the reference's thoughts at which the next token was compared.
         tokenizer_texts: Texts whose ids llama.cpp's own tokenizer gave alike; 0 without a GGUF.
-        bound_mean: Least mean cosine to the float reference that was accepted.
-        bound_min: Least cosine of a single row that was accepted.
-        bound_cross: Least cosine between the formats' vectors that was accepted.
+        bounds: What was accepted.
         engines: Figures by format.
         cross_engine_min: Worst cosine between the formats' vectors; absent with one format.
         drift_allowed: Whether the build was published although it missed a bound.
     """
 
     rows: int
+    positions: int
     tokenizer_texts: int
-    bound_mean: float
-    bound_min: float
-    bound_cross: float
+    bounds: Bounds
     engines: dict[str, EngineFigures]
     cross_engine_min: float | None = None
     drift_allowed: bool = False

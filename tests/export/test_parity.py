@@ -13,6 +13,7 @@ from t1_edge.build import Build, Format
 from t1_edge.engines.select import open_engine
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.reference import Reference
+from t1_edge_export.reference_engine import ReferenceEngine
 from tiny import KNOWN, Family, Tiny
 
 Float32Array = NDArray[np.float32]
@@ -94,24 +95,21 @@ def test_the_reference_writes_what_transformers_writes(
     import torch
 
     decoder = tiny(family, tied=tied)
-    found = Reference(open_checkpoint(decoder.folder)).greedy(RAGGED, budget=8, stop=frozenset())
-    for row, written in zip(RAGGED, found, strict=True):
+    engine = ReferenceEngine(open_checkpoint(decoder.folder))
+    written: list[list[int]] = [[] for _ in RAGGED]
+    with engine.start(RAGGED, room=8) as session:
+        for _ in range(8):
+            best = session.logits().argmax(axis=1).tolist()
+            session.append(dict(enumerate(best)))
+            for row, token in zip(written, best, strict=True):
+                row.append(token)
+    for row, tokens in zip(RAGGED, written, strict=True):
         ids = torch.tensor([row])
         whole = decoder.model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8,
             eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
-        assert list(written) == whole[0, len(row) :].tolist()
-
-
-def test_the_reference_stops_where_it_is_told(tiny: Callable[..., Tiny]) -> None:
-    reference = Reference(open_checkpoint(tiny("llama").folder))
-    free = reference.greedy(RAGGED, budget=6, stop=frozenset())
-    stop = frozenset({free[0][2], free[3][0]})
-    stopped = reference.greedy(RAGGED, budget=6, stop=stop)
-    for whole, cut in zip(free, stopped, strict=True):
-        ends = [at for at, token in enumerate(whole) if token in stop]
-        assert cut == whole[: ends[0] if ends else 6]
+        assert tokens == whole[0, len(row) :].tolist()
 
 
 @pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning")

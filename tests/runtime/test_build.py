@@ -9,10 +9,12 @@ import pytest
 
 from t1_edge.build import (
     MANIFEST,
+    Bounds,
     Build,
     Decoder,
     EngineFigures,
     FileEntry,
+    FreeRunning,
     Manifest,
     Source,
     Verification,
@@ -26,7 +28,7 @@ GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
 
 EXAMPLE = Manifest(
-    schema=3,
+    schema=4,
     name="example",
     profile="portable",
     source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
@@ -52,12 +54,22 @@ EXAMPLE = Manifest(
     fingerprint="ef" * 16,
     verification=Verification(
         rows=20,
+        positions=70,
         tokenizer_texts=0,
-        bound_mean=0.95,
-        bound_min=0.9,
-        bound_cross=0.98,
+        bounds=Bounds(cosine_mean=0.95, cosine_min=0.9, cross_min=0.98, divergence=0.1, slack=0.01),
         engines={
-            "onnx": EngineFigures(library="x 1", cosine_mean=0.99, cosine_min=0.98, floor=0.97)
+            "onnx": EngineFigures(
+                library="x 1",
+                cosine_mean=0.99,
+                cosine_p1=0.985,
+                cosine_min=0.98,
+                divergence_mean=0.05,
+                divergence_max=0.2,
+                free=(
+                    FreeRunning(budget=4, same=0.75, agreed=3.5, cosine_mean=0.97, cosine_min=0.9),
+                ),
+                floor=0.97,
+            )
         },
     ),
     tools={"t1-edge": "0.1.0"},
@@ -105,9 +117,9 @@ def _contract(**fields: object) -> bytes:
         (b"", "damaged"),
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b'{"schema": 3}', "missing required field"),
-        (_changed(schema=2), "schema 2, this t1-edge reads 3"),
-        (_changed(schema=4), "schema 4, this t1-edge reads 3"),
+        (b'{"schema": 4}', "missing required field"),
+        (_changed(schema=2), "schema 2, this t1-edge reads 4"),
+        (_changed(schema=5), "schema 5, this t1-edge reads 4"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
         (_changed(surprise=1), "unknown field `surprise`"),

@@ -15,6 +15,9 @@ from t1_edge.engines.fake import FakeEngine
 from t1_edge.engines.onnx import OnnxEngine
 from t1_edge.engines.select import open_engine, open_format
 from t1_edge.errors import EngineError, InputError
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.reference_engine import ReferenceEngine
+from tiny import Tiny
 
 PEEKED = 7
 RAGGED = ([1, 2, 3, 4, 5, 6, 7], [8] * 40, [9, 10, 11], list(range(20, 41)), list(range(50, 62)))
@@ -35,17 +38,35 @@ class Case:
     split: float
 
 
-TOLERANCES = {"fake": (0.0, 1e-6), "onnx": (1e-5, 1e-5), "gguf": (1e-5, 1e-5)}
+TOLERANCES = {
+    "fake": (0.0, 1e-6),
+    "onnx": (1e-5, 1e-5),
+    "gguf": (1e-5, 1e-5),
+    "float": (1e-6, 1e-6),
+}
 
 
 @pytest.fixture(
-    scope="module", params=["fake", "onnx-llama", "onnx-qwen3", "gguf-llama", "gguf-qwen3"]
+    scope="module",
+    params=[
+        "fake",
+        "onnx-llama",
+        "onnx-qwen3",
+        "gguf-llama",
+        "gguf-qwen3",
+        "float-llama",
+        "float-qwen3",
+    ],
 )
-def case(request: pytest.FixtureRequest, tiny_build: Callable[..., Build]) -> Iterator[Case]:
+def case(
+    request: pytest.FixtureRequest, tiny: Callable[..., Tiny], tiny_build: Callable[..., Build]
+) -> Iterator[Case]:
     format, _, family = request.param.partition("-")
     engine: Engine
     if format == "fake":
         engine = FakeEngine(vocabulary=384)
+    elif format == "float":
+        engine = ReferenceEngine(open_checkpoint(tiny(family).folder))
     else:
         engine = open_engine(tiny_build(family, "float"), engine=format, threads=1)
     batch, split = TOLERANCES[format]

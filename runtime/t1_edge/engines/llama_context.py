@@ -4,16 +4,14 @@ Rows share one cache (`kv_unified`). With embeddings on, llama.cpp computes logi
 of a batch; so they are switched on for a decode that wants hidden states, and off again.
 """
 
-import ctypes
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from t1_edge.build import Decoder
+from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
 from t1_edge.errors import EngineError
 
@@ -22,10 +20,6 @@ MOST_ROWS: Final = 64
 _BATCH: Final = 2048  # tokens of one decode call
 _MICRO_BATCH: Final = 512  # tokens that run through the layers together
 _CELLS: Final = 1024  # a context is made for a multiple of these, so that it is seldom remade
-
-# ggml.h, enum ggml_log_level: a message of level CONT goes on with the one before.
-_LOG_LEVEL_ERROR: Final = 4
-_LOG_LEVEL_CONT: Final = 5
 
 
 class Entry(NamedTuple):
@@ -59,12 +53,12 @@ class Context:
         self._context: Any = None
         self._batch: Any = None
         self._cells = 0
-        _collect_log(llama_cpp)
+        llama_log.collect(llama_cpp)
         parameters = self._api.llama_model_default_params()
         parameters.n_gpu_layers = 0
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
         if not self._model:
-            raise EngineError(f"llama.cpp cannot open {model}: {_last_words()}")
+            raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
         self._check_shape(model, decoder)
 
     @property
@@ -99,11 +93,13 @@ class Context:
         if self._exact:
             parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
             parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
-        _LOG.clear()
+        llama_log.forget()
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
             self._cells = 0
-            raise EngineError(f"llama.cpp cannot make a context of {cells} cells: {_last_words()}")
+            raise EngineError(
+                f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
+            )
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
 
     def share_prefix(self, rows: int, tokens: int) -> None:
@@ -165,13 +161,15 @@ class Context:
         self, entries: Sequence[Entry], read: Callable[[Any, int], Any], out: Float32Array
     ) -> None:
         context = self._open_context()
-        _LOG.clear()
+        llama_log.forget()
         for at in range(0, len(entries), _BATCH):
             part = entries[at : at + _BATCH]
             self._fill(part)
             status = self._api.llama_decode(context, self._batch)
             if status != 0:
-                raise EngineError(f"llama.cpp failed on {len(part)} tokens: {_last_words()}")
+                raise EngineError(
+                    f"llama.cpp failed on {len(part)} tokens: {llama_log.last_words()}"
+                )
             for index, entry in enumerate(part):
                 if entry.output:
                     numbers = read(context, index)
@@ -202,29 +200,3 @@ class Context:
             raise EngineError(
                 f"{model} has (vocabulary, hidden) {found}, the manifest says {expected}"
             )
-
-
-_LOG: Final[deque[str]] = deque(maxlen=8)
-"""What llama.cpp said last of errors: it says why a call failed here, and nowhere else."""
-
-_CALLBACKS: Final[list[Any]] = []
-"""Keeps the callback alive for as long as llama.cpp may call it: for ever."""
-
-
-def _collect_log(api: ModuleType) -> None:
-    """Have llama.cpp's errors collected, and nothing printed."""
-    collecting = [False]
-
-    def collect(level: int, text: bytes, data: object) -> None:
-        collecting[0] = level == _LOG_LEVEL_ERROR or (level == _LOG_LEVEL_CONT and collecting[0])
-        if collecting[0]:
-            _LOG.append(text.decode("utf-8", errors="replace").strip())
-
-    _LOG.clear()
-    if not _CALLBACKS:
-        _CALLBACKS.append(api.llama_log_callback(collect))
-        api.llama_log_set(_CALLBACKS[0], ctypes.c_void_p(0))
-
-
-def _last_words() -> str:
-    return " | ".join(_LOG) or "it gave no reason"

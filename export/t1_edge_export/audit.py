@@ -1,0 +1,46 @@
+"""How far the matrices of a checkpoint are from what was made of them, tensor by tensor."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.slabs import SLAB_WEIGHTS
+
+Float32Array = NDArray[np.float32]
+
+
+class Weights(Protocol):
+    """What has rows of tensors: a checkpoint, or files read back."""
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """See `t1_edge_export.checkpoint.Checkpoint.rows`."""
+
+
+def relative_errors(checkpoint: Checkpoint, written: Weights) -> dict[str, float]:
+    """The norm of each matrix's error, as a share of the matrix's own.
+
+    Args:
+        checkpoint: The float weights.
+        written: What was made of them.
+
+    Returns:
+        By tensor name; 0 for a matrix of zeros that stayed so.
+    """
+    matrices = (spec for spec in tensors(checkpoint.decoder) if spec.role != "norm")
+    return {spec.name: _relative_error(spec, checkpoint, written) for spec in matrices}
+
+
+def _relative_error(spec: TensorSpec, checkpoint: Checkpoint, written: Weights) -> float:
+    rows, width = spec.shape
+    step = max(1, SLAB_WEIGHTS // width)
+    error = whole = 0.0
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        true = checkpoint.rows(spec.name, start, stop)
+        lost = written.rows(spec.name, start, stop) - true
+        error += float(np.vdot(lost, lost))
+        whole += float(np.vdot(true, true))
+    return float(np.sqrt(error / whole)) if whole else float(error > 0)

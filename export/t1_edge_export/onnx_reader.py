@@ -1,0 +1,62 @@
+"""weights.bin read back: the weights that a graph multiplies with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t1_edge.build import ONNX_WEIGHTS, Decoder
+from t1_edge_export.containers import BLOCK, Encoding, Slab
+from t1_edge_export.decoder import tensors
+from t1_edge_export.onnx_layout import Matrix, lay_out, unpack_codes
+from t1_edge_export.quantize.blocks import dequantize
+
+Float32Array = NDArray[np.float32]
+
+_CODES: Final[Mapping[Encoding, str]] = {"f32": "<f4", "q4_0": "u1", "q8_0": "u1"}
+
+
+class OnnxWeights:
+    """The matrices of a directory that holds format `onnx`.
+
+    Args:
+        directory: Where weights.bin is.
+        decoder: The shape of the model.
+        encodings: Block format by tensor name.
+    """
+
+    def __init__(
+        self, directory: Path, decoder: Decoder, encodings: Mapping[str, Encoding]
+    ) -> None:
+        self._path = directory / ONNX_WEIGHTS
+        self._matrices = lay_out(decoder, encodings)
+        self._specs = {spec.name: spec for spec in tensors(decoder)}
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a matrix, dequantized, float32 [stop - start, in]."""
+        matrix = self._matrices[name]
+        first, count = matrix.parts[name] + start, stop - start
+        place = matrix.codes + first * matrix.row_bytes
+        stored = self._read(_CODES[matrix.encoding], place, count, matrix.row_bytes)
+        slab = Slab(
+            spec=self._specs[name],
+            encoding=matrix.encoding,
+            start=start,
+            codes=unpack_codes(stored, matrix.encoding),
+            scales=self._scales(matrix, first, count),
+        )
+        return dequantize(slab)
+
+    def _scales(self, matrix: Matrix, first: int, count: int) -> NDArray[np.float16] | None:
+        if matrix.encoding == "f32":
+            return None
+        place = matrix.scales + first * matrix.row_scale_bytes
+        scales = self._read("<f4", place, count, matrix.row_scale_bytes)
+        return scales.astype(np.float16).reshape(count, matrix.width // BLOCK)
+
+    def _read(self, dtype: str, place: int, rows: int, row_bytes: int) -> NDArray[Any]:
+        items = row_bytes // np.dtype(dtype).itemsize
+        found = np.fromfile(self._path, dtype, rows * items, offset=place)
+        return found.reshape(rows, items)

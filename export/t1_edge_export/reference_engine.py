@@ -1,0 +1,97 @@
+"""The float reference as an engine: what thinks and peeks with a build's engine does with it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.engines.rows import Rows, check_start
+from t1_edge.engines.select import available_threads
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.reference import Reference
+
+
+class ReferenceEngine:
+    """See `t1_edge.engines.base.Engine`. Every call of a session reads the checkpoint once.
+
+    Args:
+        checkpoint: The float weights.
+    """
+
+    batch_tokens = 4096
+    batch_rows = 256
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._reference = Reference(checkpoint)
+        self._decoder = checkpoint.decoder
+        library, threads = f"numpy {np.__version__}", available_threads()
+        self.info = EngineInfo(engine="float", library=library, device="cpu", threads=threads)
+        self._rows: Rows | None = None
+        self._closed = False
+
+    def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "ReferenceSession":
+        """Open a session over a batch of token rows."""
+        check_start(self._rows, len(rows), self.batch_rows, closed=self._closed)
+        shape = self._decoder
+        self._rows = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
+        return ReferenceSession(self._reference, self._rows, shape.vocabulary)
+
+    def close(self) -> None:
+        """Nothing is started any more."""
+        self._closed = True
+
+
+class ReferenceSession:
+    """See `t1_edge.engines.base.Session`."""
+
+    def __init__(self, reference: Reference, rows: Rows, vocabulary: int) -> None:
+        self._reference = reference
+        self._rows = rows
+        self._caches = reference.caches(len(rows))
+        self._logits = np.zeros((len(rows), vocabulary), np.float32)
+
+    def append(self, tokens: Mapping[int, int]) -> None:
+        """Note one more token for some rows."""
+        self._rows.append(tokens)
+
+    def logits(self) -> Float32Array:
+        """Scores of the next token after each row, float32 [rows, vocabulary]."""
+        rows = self._rows
+        rows.check_open()
+        stale = [row for row, scored in enumerate(rows.scored) if not scored]
+        if stale:
+            chunks = [self._unscored(row) for row in stale]
+            hidden = self._reference.forward(chunks, [self._caches[row] for row in stale])
+            self._logits[stale] = self._reference.logits(hidden)
+            rows.scored = [True] * len(rows)
+            rows.keep()
+        return self._logits.copy()
+
+    def peek(self, token: int) -> Float32Array:
+        """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
+        rows = self._rows
+        rows.check_peek(token)
+        tails = zip(rows.tokens, rows.cached, strict=True)
+        hidden = self._reference.forward([[*row[at:], token] for row, at in tails], self._caches)
+        for row, cache in zip(rows.tokens, self._caches, strict=True):
+            cache.cut(len(row))
+        rows.keep()
+        return hidden
+
+    def close(self) -> None:
+        """Free the KV cache."""
+        self._rows.open = False
+        self._caches.clear()
+
+    def __enter__(self) -> "ReferenceSession":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _unscored(self, row: int) -> list[int]:
+        """The tokens to run for a row's logits: the last again if a peek has cached it."""
+        tokens = self._rows.tokens[row]
+        at = min(self._rows.cached[row], len(tokens) - 1)
+        self._caches[row].cut(at)
+        return tokens[at:]

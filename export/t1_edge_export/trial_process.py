@@ -1,0 +1,88 @@
+"""An engine's trial in a process of its own.
+
+What an engine takes in memory is given back when it ends, and a library that crashes takes no
+export with it.
+"""
+
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from t1_edge.build import TOKENIZER, Decoder, Format
+from t1_edge.contract import Codec
+from t1_edge.engines.select import open_format
+from t1_edge.errors import EngineError, T1Error
+from t1_edge.tokenization import TextTokenizer
+from t1_edge_export.trial import Answers, Trial, ask
+
+_REFUSED: Final = 3
+"""Exit code of a process whose last words are a T1Error's."""
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    directory: str
+    format: Format
+    decoder: Decoder
+    exact: bool
+    trial: Trial
+
+
+def ask_format(
+    directory: Path, format: Format, decoder: Decoder, trial: Trial, *, exact: bool, scratch: Path
+) -> Answers:
+    """Let the engine of a format answer.
+
+    Args:
+        directory: Where the files are, tokenizer.json among them.
+        format: Which of them.
+        decoder: The shape of the model.
+        trial: The questions.
+        exact: See `t1_edge.engines.select.open_format`.
+        scratch: A directory for what the processes tell each other.
+
+    Raises:
+        EngineError: If the engine cannot open the files, fails, or is killed.
+    """
+    asked, answered = scratch / "trial.json", scratch / "answers.npz"
+    request = _Request(
+        directory=str(directory), format=format, decoder=decoder, exact=exact, trial=trial
+    )
+    asked.write_bytes(msgspec.json.encode(request))
+    command = [sys.executable, "-m", "t1_edge_export.trial_process", str(asked), str(answered)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError(f"{format} cannot be verified: {_reason(done)}")
+    return Answers.load(answered)
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode == _REFUSED:
+        return done.stderr.strip().splitlines()[-1]
+    if done.returncode == -signal.SIGKILL:
+        return "its engine was killed, as systems do when memory runs out: end other programs first"
+    end = done.stderr.strip()[-500:] or "it said nothing"
+    return f"its engine ended with code {done.returncode}: {end}"
+
+
+def _answer(asked: Path, answered: Path) -> None:
+    """What the process of its own does."""
+    request = msgspec.json.decode(asked.read_bytes(), type=_Request)
+    directory, trial = Path(request.directory), request.trial
+    tokenizer = (directory / TOKENIZER).read_text(encoding="utf-8")
+    codec = Codec(trial.contract, TextTokenizer(tokenizer))
+    engine = open_format(directory, request.format, request.decoder, exact=request.exact)
+    with closing(engine):
+        ask(engine, codec, trial).save(answered)
+
+
+if __name__ == "__main__":
+    try:
+        _answer(*map(Path, sys.argv[1:]))
+    except T1Error as error:
+        sys.stderr.write(f"\n{error}\n")
+        sys.exit(_REFUSED)
