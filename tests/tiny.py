@@ -20,6 +20,7 @@ SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TINY_CONTRACT = Contract(
     query="<|im_start|>Find: {text}<|im_end|>",
     document="Text: {text}",
+    adds=("<think>", "</think>", "<emb_token>"),
     stop=("<|im_end|>",),
     budget=4,
     max_query_tokens=200,

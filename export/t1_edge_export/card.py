@@ -24,11 +24,12 @@ def _summary(manifest: Manifest) -> str:
     counts = ", ".join(f"{n} tensors {encoding}" for encoding, n in manifest.encodings.items())
     if manifest.calibration:
         counts += f"; calibrated with {manifest.calibration}"
+    commit = f" (commit {source.revision})" if source.revision else ""
     lines = [
         f"# {manifest.name}",
         "",
-        f"A t1-edge build of {source.id}: a {decoder.family} decoder of {decoder.layers} blocks "
-        f"that writes a short thought about a query and gives vectors of {decoder.hidden} "
+        f"A t1-edge build of {source.id}{commit}: a {decoder.family} decoder of {decoder.layers} "
+        f"blocks that writes a short thought about a query and gives vectors of {decoder.hidden} "
         f"dimensions. Profile `{manifest.profile}` ({counts}).",
     ]
     return "\n".join([*lines, *(["", source.note] if source.note else [])])

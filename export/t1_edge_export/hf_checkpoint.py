@@ -21,8 +21,10 @@ from t1_edge_export.safetensors_file import read_tensors
 
 Float32Array = NDArray[np.float32]
 
+CONFIG: Final = "config.json"
+CARD: Final = "README.md"
+INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -34,20 +36,18 @@ class HuggingFaceCheckpoint:
 
     Args:
         folder: Holds config.json, tokenizer.json and the weights in one or several shards.
+        id: What its publisher calls it; what config.json says, or the folder's name, if empty.
+        revision: The commit that the folder is of; empty if nobody knows.
 
     Raises:
         CheckpointError: If something is missing, damaged or not supported.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, id: str = "", revision: str = "") -> None:
         self._folder = folder
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{folder} is no Hugging Face folder: it has no config.json; give a folder with "
-                "config.json, safetensors and tokenizer.json, or a .gguf file"
-            )
-        self._config = _read_json(folder / "config.json")
-        self._decoder = decoder_from_config(self._config, str(folder / "config.json"))
+        self._revision = revision
+        self._decoder = read_decoder(folder)
+        self._id = id or _published_name(_read_json(folder / CONFIG)) or folder.resolve().name
         self._shards = _find_shards(folder)
         stored = {k: v for path in self._shards for k, v in read_tensors(path).items()}
         # An encoder that was saved without its head names its tensors from the decoder's own root.
@@ -77,9 +77,10 @@ class HuggingFaceCheckpoint:
         with ThreadPoolExecutor(available_threads()) as pool:
             hashes = "".join(pool.map(sha256_file, self._shards))
         return Source(
-            id=_published_name(self._config) or self._folder.resolve().name,
+            id=self._id,
+            revision=self._revision,
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),
-            licence=_licence(self._folder / "README.md"),
+            licence=_licence(self._folder / CARD),
         )
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
@@ -98,6 +99,42 @@ class HuggingFaceCheckpoint:
             )
 
 
+def read_decoder(folder: Path) -> Decoder:
+    """The shape of the model in a Hugging Face folder.
+
+    Raises:
+        CheckpointError: If it has no config.json that can be read, or of a model that is not
+            supported.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} is no Hugging Face folder: it has no config.json; give a folder with "
+            "config.json, safetensors and tokenizer.json, or a .gguf file"
+        )
+    return decoder_from_config(_read_json(folder / CONFIG), str(folder / CONFIG))
+
+
+def shard_names(folder: Path) -> list[str]:
+    """The files of safetensors that a Hugging Face folder should hold, whether it does or not.
+
+    Raises:
+        CheckpointError: If it has an index of shards that is damaged, or leads to other files.
+    """
+    if (folder / _SINGLE).is_file() or not (folder / INDEX).is_file():
+        return [_SINGLE]
+    try:
+        index = msgspec.convert(_read_json(folder / INDEX), _Index)
+    except msgspec.ValidationError as e:
+        raise CheckpointError(f"{folder / INDEX} is no index of shards: {e}") from e
+    names = sorted(set(index.weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / INDEX} names a file outside the folder: {name!r}")
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise CheckpointError(f"{folder / INDEX} names {name!r}, which is no safetensors file")
+    return names
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
@@ -108,22 +145,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _find_shards(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if not (folder / _INDEX).is_file():
+    names = shard_names(folder)
+    if not ((folder / _SINGLE).is_file() or (folder / INDEX).is_file()):
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         why = "; pickles are refused, since opening one runs its code" if pickles else ""
-        raise CheckpointError(f"{folder} has no {_SINGLE} and no {_INDEX}{why}")
-    try:
-        index = msgspec.convert(_read_json(folder / _INDEX), _Index)
-    except msgspec.ValidationError as e:
-        raise CheckpointError(f"{folder / _INDEX} is no index of shards: {e}") from e
-    names = sorted(set(index.weight_map.values()))
+        raise CheckpointError(f"{folder} has no {_SINGLE} and no {INDEX}{why}")
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / _INDEX} names a file outside the folder: {name!r}")
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} lacks the shard {name} that {_INDEX} names")
+            raise CheckpointError(f"{folder} lacks the shard {name} that {INDEX} names")
     return [folder / name for name in names]
 
 

@@ -80,7 +80,7 @@ class Model:
             MissingExtraError: If the gguf package is not installed.
         """
         base = open_checkpoint(pull(self.base, say=say))
-        return with_adapter(with_tokens(base, PRESETS[self.name].added_tokens), self.folder)
+        return with_adapter(with_tokens(base, PRESETS[self.name]), self.folder)
 
     def request(self, checkpoint: Checkpoint, formats: Sequence[Format]) -> Request:
         """What to export, into the cache; an older build there is replaced.

@@ -107,7 +107,7 @@ def export(
     for format in request.formats:
         require(format)
         require_writer(format)
-    checkpoint = with_tokens(checkpoint, request.contract.added_tokens)
+    checkpoint = with_tokens(checkpoint, request.contract)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
     check_memory("writing", memory_to_write(checkpoint.decoder), free_memory())
     with staged(
@@ -169,7 +169,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
     """Changes with everything that decides the bytes of a build."""
     parts = [
         __version__,
-        checkpoint.source.sha256,
+        msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
         checkpoint.tokenizer,
         msgspec.json.encode(request.contract).decode(),
         request.name,

@@ -1,7 +1,7 @@
 """Tokens that a checkpoint lacks: new rows of its embedding, at the mean of the others."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Source
-from t1_edge.errors import CheckpointError
+from t1_edge.contract import Contract
+from t1_edge.errors import CheckpointError, ContractError
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import EMBEDDING, HEAD
 from t1_edge_export.gguf_tokenizer import added_token
@@ -19,33 +20,46 @@ from t1_edge_export.gguf_tokenizer import added_token
 Float32Array = NDArray[np.float32]
 
 
-def with_tokens(checkpoint: Checkpoint, tokens: Sequence[str]) -> Checkpoint:
-    """A checkpoint that has these special tokens.
+def with_tokens(checkpoint: Checkpoint, contract: Contract) -> Checkpoint:
+    """A checkpoint that has the tokens of a contract, as far as the contract lets them be added.
 
     A missing token takes the first free id behind the tokenizer's. Embeddings are often padded
     beyond it; then the id's row exists and is replaced, otherwise the embedding grows.
 
     Args:
         checkpoint: The float weights.
-        tokens: Spellings, such as "<emb_token>".
+        contract: Names the tokens, and in `adds` those that a checkpoint may lack.
 
     Returns:
         The checkpoint itself if it lacks none of them.
 
     Raises:
         CheckpointError: If its tokenizer.json is damaged.
+        ContractError: If it lacks a token that the contract does not let be added.
     """
     definition, first = _read(checkpoint)
     known = {added["content"] for added in definition["added_tokens"]}
-    missing = [token for token in dict.fromkeys(tokens) if token not in known]
+    missing = [token for token in dict.fromkeys(contract.own_tokens) if token not in known]
     if not missing:
         return checkpoint
+    _check_added(missing, contract, checkpoint)
     added = {first + at: token for at, token in enumerate(missing)}
     definition["added_tokens"] += [
         added_token(at, token, special=True) for at, token in added.items()
     ]
     text = json.dumps(definition, ensure_ascii=False)
     return _Extended(base=checkpoint, tokenizer=text, first=first, count=len(missing))
+
+
+def _check_added(missing: list[str], contract: Contract, checkpoint: Checkpoint) -> None:
+    for token in missing:
+        if token not in contract.adds:
+            raise ContractError(
+                f"{checkpoint.source.id} has no token {token!r}, and the contract does not say "
+                "that it may be added. A checkpoint that was trained to embed brings its tokens: "
+                "check that it is the right one. An added token begins untrained, at the mean of "
+                f"the others; a contract that wants that names it: adds = {json.dumps([token])}"
+            )
 
 
 def _read(checkpoint: Checkpoint) -> tuple[dict[str, Any], int]:

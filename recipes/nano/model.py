@@ -346,7 +346,7 @@ def new_student(
         cached_tokens: See `Student`.
     """
     contract = PRESETS["nano"]
-    checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
+    checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     new = sorted((codec.open_id, codec.close_id, codec.emb_id))
     student = Student(

@@ -52,7 +52,7 @@ def main(data: Path, adapter: Path, out: Path, count: int) -> None:
     """Collect the statistics of the merged weights."""
     contract = PRESETS["nano"]
     base = json.loads((adapter / CONFIG).read_text())["base_model_name_or_path"]
-    checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract.added_tokens)
+    checkpoint = with_tokens(open_checkpoint(find_checkpoint(base)), contract)
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     stream = Stream(data, codec, query_tokens=64, document_tokens=128)
     rows = training_rows(stream, count, seed=0)

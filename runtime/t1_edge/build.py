@@ -38,12 +38,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         id: Name of the checkpoint, as its publisher spells it.
+        revision: Commit on the Hugging Face hub that was read; empty if it came from elsewhere.
         sha256: Hash of the file, or of the shards' hashes in order.
         licence: SPDX identifier, or "unknown".
         note: What a reader should know of these weights.
     """
 
     id: str
+    revision: str = ""
     sha256: str
     licence: str = "unknown"
     note: str = ""

@@ -25,6 +25,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         emb_token: The token whose hidden state is the vector.
         think_open: Stands before the thought.
         think_close: Stands after it; a model that writes it has finished thinking.
+        adds: Which of these three an export may add to a checkpoint that lacks them.
         stop: Other tokens that end a thought, such as an end of turn.
         distinct: No token stands twice in a thought: for models whose thoughts are keywords, which
             greedy writing would otherwise repeat.
@@ -38,6 +39,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     emb_token: str = "<emb_token>"
     think_open: str = "<think>"
     think_close: str = "</think>"
+    adds: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     distinct: bool = False
     budget: int = 16
@@ -45,16 +47,20 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_document_tokens: int = 512
 
     def __post_init__(self) -> None:
-        """Refuse templates without exactly one slot, and a negative budget."""
+        """Refuse templates without exactly one slot, strange `adds`, and a negative budget."""
         for name, template in (("query", self.query), ("document", self.document)):
             if template.count(SLOT) != 1:
                 raise ContractError(f"the {name} template must hold {SLOT} once: {template!r}")
+        for token in self.adds:
+            if token not in self.own_tokens:
+                known = ", ".join(self.own_tokens)
+                raise ContractError(f"adds names {token!r}; what can be added is {known}")
         if self.budget < 0:
             raise ContractError(f"budget must be 0 or more, not {self.budget}")
 
     @property
-    def added_tokens(self) -> tuple[str, str, str]:
-        """The tokens that a checkpoint may lack; export adds them then."""
+    def own_tokens(self) -> tuple[str, str, str]:
+        """The tokens around a thought and behind a row, in the order in which export adds them."""
         return (self.think_open, self.think_close, self.emb_token)
 
 

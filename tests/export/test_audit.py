@@ -24,7 +24,7 @@ def test_errors_are_those_of_the_rounding(
     build = tiny_build(family, "portable")
     decoder = build.manifest.decoder
     folder = open_checkpoint(tiny(family).folder)
-    checkpoint = with_tokens(folder, TINY_CONTRACT.added_tokens)
+    checkpoint = with_tokens(folder, TINY_CONTRACT)
     written = read_back(format, build.path, decoder, choose_encodings(decoder, "portable"))
     found = relative_errors(checkpoint, written)
     assert found.keys() == {spec.name for spec in tensors(decoder) if spec.role != "norm"}
@@ -44,18 +44,14 @@ def test_float_files_hold_the_checkpoint(
 ) -> None:
     build = tiny_build("llama", "float", tied=False)
     decoder = build.manifest.decoder
-    checkpoint = with_tokens(
-        open_checkpoint(tiny("llama", tied=False).folder), TINY_CONTRACT.added_tokens
-    )
+    checkpoint = with_tokens(open_checkpoint(tiny("llama", tied=False).folder), TINY_CONTRACT)
     written = read_back(format, build.path, decoder, choose_encodings(decoder, "float"))
     assert set(relative_errors(checkpoint, written).values()) == {0.0}
 
 
 def test_a_matrix_that_is_another_is_far_off(tiny: Callable[..., Tiny]) -> None:
     """What the gate would name if a container stored rows in the wrong order."""
-    checkpoint = with_tokens(
-        open_checkpoint(tiny("llama", tied=False).folder), TINY_CONTRACT.added_tokens
-    )
+    checkpoint = with_tokens(open_checkpoint(tiny("llama", tied=False).folder), TINY_CONTRACT)
 
     class Turned:
         def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:

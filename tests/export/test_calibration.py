@@ -34,7 +34,7 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def codec(tiny: Callable[..., Tiny]) -> Codec:
-    checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT.added_tokens)
+    checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT)
     return Codec(TINY_CONTRACT, TextTokenizer(checkpoint.tokenizer))
 
 
@@ -108,7 +108,7 @@ def test_texts_weigh_or_compensate(export: Callable[..., Build]) -> None:
 def test_texts_ship_and_are_what_is_fitted_to(tiny: Callable[..., Tiny], codec: Codec) -> None:
     rows = read_rows(DEFAULT_TEXTS, codec)
     assert len(rows) == 140
-    checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT.added_tokens)
+    checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT)
     found = find_quantizer("search", None, checkpoint, TINY_CONTRACT)
     assert found.calibration.endswith("140 rows of calibration.jsonl")
     assert find_quantizer("search", "none", checkpoint, TINY_CONTRACT).calibration == ""

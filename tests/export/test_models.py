@@ -21,6 +21,7 @@ from t1_edge.errors import ExportError, MissingExtraError
 from t1_edge_bench import demo, pydoc
 from t1_edge_export.checkpoint import PULLED
 from t1_edge_export.models import MODELS, formats_here
+from t1_edge_export.staging import check_free
 from tiny import TINY_CONTRACT, Tiny
 
 NANO = MODELS["nano"]
@@ -115,6 +116,13 @@ def test_what_changes_vectors_makes_a_new_build(
 ) -> None:
     _keep_only(cache, nano, **changed)
     assert NANO.cached(["onnx", "gguf"]) is None
+
+
+def test_a_build_of_an_older_schema_is_replaced(own_cache: Path) -> None:
+    model_dir("nano").mkdir(parents=True)
+    (model_dir("nano") / MANIFEST).write_text('{"schema": 3}')
+    assert NANO.cached(["onnx", "gguf"]) is None
+    check_free(model_dir("nano"), force=True)
 
 
 def test_nobody_else_is_called_nano(own_cache: Path, tiny: Callable[..., Tiny]) -> None:

@@ -23,7 +23,6 @@ from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import weight_count
 from t1_edge_export.gate import BOUNDS, misses
 from t1_edge_export.pipeline import Request, export
-from t1_edge_export.presets import PRESETS, find_contract
 from tiny import TINY_CONTRACT, Tiny
 
 
@@ -176,6 +175,15 @@ def test_an_engine_that_could_not_verify_is_asked_for_first(
     assert not request_.destination.parent.exists()
 
 
+def test_a_checkpoint_that_lacks_emb_token_is_refused(
+    checkpoint: Checkpoint, request_: Request
+) -> None:
+    strict = msgspec.structs.replace(TINY_CONTRACT, adds=("<think>", "</think>"))
+    with pytest.raises(ContractError, match="has no token '<emb_token>'"):
+        export(checkpoint, _replaced(request_, contract=strict))
+    assert not request_.destination.parent.exists()
+
+
 def test_a_width_that_blocks_do_not_divide_is_named(
     request_: Request, tmp_path: Path, tiny: Callable[..., Tiny]
 ) -> None:
@@ -201,18 +209,6 @@ def test_golden_rows_end_in_the_token_that_embeds(smollm2: Build) -> None:
     assert set(zip(golden.roles, [thought == "" for thought in golden.thoughts], strict=True)) == {
         ("query", True), ("query", False), ("document", True)
     }  # fmt: skip
-
-
-def test_contracts_come_by_name_or_file(tmp_path: Path) -> None:
-    assert find_contract("chat") is PRESETS["chat"]
-    path = tmp_path / "contract.json"
-    path.write_bytes(msgspec.json.encode(TINY_CONTRACT))
-    assert find_contract(str(path)) == TINY_CONTRACT
-    path.write_text('{"query": "{text}"}')
-    with pytest.raises(ContractError, match="document"):
-        find_contract(str(path))
-    with pytest.raises(ContractError, match="presets are chat"):
-        find_contract("nobodys")
 
 
 def test_the_command_exports(

@@ -55,7 +55,7 @@ def test_what_was_trained_is_what_export_reads(
 ) -> None:
     made, codec = student
     made.save(tmp_path, str(tiny("llama").folder))
-    base = with_tokens(open_checkpoint(tiny("llama").folder), codec.contract.added_tokens)
+    base = with_tokens(open_checkpoint(tiny("llama").folder), codec.contract)
     merged = Reference(with_adapter(base, tmp_path)).hidden_states(_rows(codec))
     merged /= np.linalg.norm(merged, axis=1, keepdims=True)
     with torch.no_grad():

@@ -31,7 +31,9 @@ EXAMPLE = Manifest(
     schema=4,
     name="example",
     profile="portable",
-    source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
+    source=Source(
+        id="someone/something", revision="12" * 20, sha256="ab" * 32, licence="Apache-2.0"
+    ),
     decoder=Decoder(
         family="qwen3",
         hidden=64,
@@ -46,7 +48,9 @@ EXAMPLE = Manifest(
         norm_epsilon=1e-6,
         tied=True,
     ),
-    contract=Contract(query="Q: {text}", document="{text}", stop=("<|im_end|>",)),
+    contract=Contract(
+        query="Q: {text}", document="{text}", adds=("<emb_token>",), stop=("<|im_end|>",)
+    ),
     formats=("onnx",),
     encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
     calibration="importance: 256 rows of texts.jsonl",
@@ -118,7 +122,7 @@ def _contract(**fields: object) -> bytes:
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
         (b'{"schema": 4}', "missing required field"),
-        (_changed(schema=2), "schema 2, this t1-edge reads 4"),
+        (_changed(schema=3), "schema 3, this t1-edge reads 4"),
         (_changed(schema=5), "schema 5, this t1-edge reads 4"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
@@ -133,6 +137,7 @@ def _contract(**fields: object) -> bytes:
         (_changed(formats=["onnx", "gguf"]), "does not list model.gguf"),
         (_engines({}), "no figures of onnx"),
         (_contract(document="no slot"), r"t1\.json is damaged.*document template"),
+        (_contract(adds=["<|im_end|>"]), r"t1\.json is damaged: adds names '<\|im_end\|>'"),
     ],
 )
 def test_what_is_no_build_is_refused(tmp_path: Path, manifest: bytes, message: str) -> None:
@@ -160,7 +165,7 @@ CONTRACT = EXAMPLE.contract
         {"tokenizer": "other"},
         {"contract": msgspec.structs.replace(CONTRACT, document="> {text}")},
         {"contract": msgspec.structs.replace(CONTRACT, max_document_tokens=99)},
-        {"contract": msgspec.structs.replace(CONTRACT, emb_token="<e>")},
+        {"contract": msgspec.structs.replace(CONTRACT, emb_token="<e>", adds=())},
         {"decoder": msgspec.structs.replace(EXAMPLE.decoder, hidden=32)},
         {"decoder": msgspec.structs.replace(EXAMPLE.decoder, rope_theta=1e5)},
         {"decoder": msgspec.structs.replace(EXAMPLE.decoder, heads=8, head_dim=16)},

@@ -8,7 +8,7 @@ from t1_edge.build import MANIFEST
 from t1_edge.cache import build_dir, checkpoint_dir, find_build, model_dir
 from t1_edge.errors import CacheError, ContractError
 from t1_edge_export.checkpoint import find_checkpoint
-from t1_edge_export.presets import find_contract
+from t1_edge_export.contracts import find_contract
 
 _BAD = ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "a\\b", "a\0b", "x" * 201, "é" * 101]
 

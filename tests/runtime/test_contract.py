@@ -1,6 +1,7 @@
 """Templates, special tokens in text, and truncation."""
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -126,6 +127,13 @@ def test_a_missing_special_token_is_named() -> None:
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(ContractError, match="budget"):
         Contract(query="{text}", document="{text}", budget=-1)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "", "emb_token"])
+def test_only_its_own_tokens_can_be_added(token: str) -> None:
+    message = re.escape(f"adds names {token!r}; what can be added is <think>")
+    with pytest.raises(ContractError, match=message):
+        Contract(query="{text}", document="{text}", adds=("<think>", token), stop=("<|im_end|>",))
 
 
 @pytest.mark.parametrize("definition", ["", "{}", "[]", json.dumps({"added_tokens": []})])

@@ -189,7 +189,7 @@ def _tokenizer() -> TextTokenizer:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [
         {"id": 390 + at, "content": token, "special": True} | flags
-        for at, token in enumerate(TINY_CONTRACT.added_tokens)
+        for at, token in enumerate(TINY_CONTRACT.own_tokens)
     ]
     definition["added_tokens"] += added
     return TextTokenizer(json.dumps(definition))

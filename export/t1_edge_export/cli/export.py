@@ -64,7 +64,12 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     show_default=True,
     help="Best scale of each block, GPTQ over calibration texts, or plain rounding.",
 )
-@click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
+@click.option(
+    "--contract",
+    metavar="PRESET|FILE",
+    help="A preset (chat, nano, mre-t1), or a file (.toml, .json, a t1.json).  [default: the "
+    "contract.toml or t1.json beside the checkpoint, else chat]",
+)
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
 @click.option("--resume", is_flag=True, help="Go on where an export that was interrupted stood.")
 @click.option(
@@ -82,7 +87,7 @@ def export(
     calibration: str | None,
     save_statistics: Path | None,
     quantizer: Any,
-    contract: str,
+    contract: str | None,
     force: bool,
     resume: bool,
     dry_run: bool,
@@ -91,25 +96,28 @@ def export(
 ) -> None:
     """Turn CHECKPOINT into a verified build.
 
-    CHECKPOINT is the name of one that `t1-edge pull` brought, a Hugging Face folder, or a GGUF.
+    CHECKPOINT is the name of one that `t1-edge pull` brought, a Hugging Face folder, a GGUF, or
+    hf:owner/name[@revision] on the Hugging Face hub, whose own settings hold (HF_HOME, HF_TOKEN,
+    HF_HUB_OFFLINE).
     """
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
-    from t1_edge_export.checkpoint import find_checkpoint, open_checkpoint
+    from t1_edge_export.contracts import contract_beside, find_contract
     from t1_edge_export.decoder import weight_count
     from t1_edge_export.pipeline import Request
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
-    from t1_edge_export.presets import find_contract
     from t1_edge_export.quantize.calibration import find_quantizer
+    from t1_edge_export.sources import find_source
     from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
-    path = find_checkpoint(checkpoint)
-    name = name or Path(checkpoint).stem
-    found = find_contract(contract)
+    named = find_contract(contract) if contract else None  # before gigabytes are fetched
+    source = find_source(checkpoint, say)
+    name = name or source.name
+    found = named or contract_beside(source.path, say)
     # Before the adapter, which may train the new rows; and the bar counts them.
-    opened = with_tokens(open_checkpoint(path), found.added_tokens)
+    opened = with_tokens(source.open(), found)
     if adapter:
         opened = with_adapter(opened, adapter)
     destination = output or build_dir(name)

@@ -26,7 +26,9 @@ def info(build: str, as_json: bool) -> None:
         return
     decoder, found = manifest.decoder, manifest.verification
     click.echo(f"{manifest.name}  {opened.path}")
-    click.echo(f"source       {manifest.source.id} ({manifest.source.licence})")
+    source = manifest.source
+    commit = f"@{source.revision}" if source.revision else ""
+    click.echo(f"source       {source.id}{commit} ({source.licence})")
     click.echo(f"decoder      {decoder.family}, {decoder.layers} blocks, {decoder.hidden} wide")
     click.echo(f"profile      {manifest.profile}  {manifest.encodings}")
     click.echo(f"budget       {manifest.contract.budget} tokens")
