@@ -208,8 +208,19 @@ class GraphWriter:
         return self._external(f"{matrix.name}.codes", matrix.codes, shape, np.uint8)
 
     def _scales(self, matrix: Matrix) -> str:
+        """A matrix's scales in the type of the activations, as the operators want them."""
+        stored, widened = f"{matrix.name}.scales", f"{matrix.name}.scales.widened"
+        fresh = stored not in self._initializers
         shape = (matrix.rows, matrix.width // BLOCK)
-        return self._external(f"{matrix.name}.scales", matrix.scales, shape, np.float32)
+        self._external(stored, matrix.scales, shape, np.float16)
+        # A constant: ONNX Runtime casts it once, when it loads the graph.
+        return self._widen(stored, widened) if fresh else widened
+
+    def _widen(self, values: str, output: str) -> str:
+        """Cast to float32."""
+        from onnx import TensorProto
+
+        return self._node("Cast", [values], output, to=TensorProto.FLOAT)
 
     def _rope_tables(self) -> None:
         """Cosines and sines, float32 [context, head_dim / 2], for RoFormer's rotation."""

@@ -48,7 +48,7 @@ class OnnxContainer:
         row = matrix.parts[slab.spec.name] + slab.start
         self._file.write(matrix.codes + row * matrix.row_bytes, pack_codes(slab))
         if slab.scales is not None:
-            scales = slab.scales.astype("<f4")
+            scales = slab.scales.astype("<f2")
             self._file.write(matrix.scales + row * matrix.row_scale_bytes, scales)
 
     def skip(self, spec: TensorSpec) -> None:
