@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from t1_edge.build import Manifest
+from t1_edge.build import CUDA_GRAPH, Manifest
 
 CARD: Final = "README.md"
 
@@ -67,6 +67,8 @@ def _quality(manifest: Manifest) -> str:
     ]
     if between:
         lines += ["", f"Between the engines, the worst is {between}."]
+    if CUDA_GRAPH in manifest.files:
+        lines += ["", f"`{CUDA_GRAPH}` is over the same weights as `onnx`; no gate has run it."]
     if found.drift_allowed:
         lines += ["", "**This build misses the bounds of its profile** and was published by hand."]
     return "\n".join(lines)
