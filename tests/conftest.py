@@ -27,9 +27,11 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """The portable build of SmolLM2, in both formats."""
+    """The portable build of SmolLM2, in both formats, and with the graph for CUDA."""
     destination = tmp_path_factory.mktemp("builds") / "smollm2-135m"
-    request = Request(name="smollm2-135m", destination=destination, contract=PRESETS["chat"])
+    request = Request(
+        name="smollm2-135m", destination=destination, contract=PRESETS["chat"], cuda=True
+    )
     return export(open_checkpoint(smollm2_gguf), request)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from t1_edge.build import EngineFigures, Manifest
+from t1_edge.build import CUDA_GRAPH, EngineFigures, Manifest
 
 CARD: Final = "README.md"
 
@@ -77,6 +77,8 @@ def _quality(manifest: Manifest) -> str:
     ]
     if found.cross_engine_min is not None:
         lines += ["", f"Between the engines, the worst is {found.cross_engine_min:.4f}."]
+    if CUDA_GRAPH in manifest.files:
+        lines += ["", f"`{CUDA_GRAPH}` is over the same weights as `onnx`; no gate has run it."]
     if found.drift_allowed:
         lines += ["", "**This build misses the bounds of its profile** and was published by hand."]
     return "\n".join(lines)

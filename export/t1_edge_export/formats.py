@@ -1,14 +1,14 @@
 """The formats that a build may hold: what their tensors are stored as, and what writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Decoder, Format, Profile, Source
-from t1_edge.errors import CheckpointError, MissingExtraError
+from t1_edge.build import GGUF_MODEL, ONNX_WEIGHTS, Decoder, Format, Profile, Source
+from t1_edge.errors import CheckpointError, ExportError, MissingExtraError
 from t1_edge_export.audit import Weights
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
 from t1_edge_export.decoder import Role, tensors
@@ -45,12 +45,29 @@ def require_writer(format: Format) -> None:
         raise MissingExtraError(format, "export")
 
 
+def check_cuda(formats: Collection[Format], profile: Profile) -> None:
+    """Whether a graph for CUDA can be written over what these formats hold.
+
+    Raises:
+        ExportError: If not.
+    """
+    if "onnx" not in formats:
+        raise ExportError("the graph for CUDA reads ONNX's weights: ask for the format onnx too")
+    if profile == "float":
+        raise ExportError(
+            "the graph for CUDA computes in float16, and the profile float is a float32 reference: "
+            "use --profile portable, or leave --cuda out"
+        )
+
+
 def open_container(
     format: Format,
     directory: Path,
     decoder: Decoder,
     encodings: Mapping[str, Encoding],
     metadata: bytes,
+    *,
+    cuda: bool = False,
 ) -> ContainerWriter:
     """What writes a format's files.
 
@@ -60,6 +77,7 @@ def open_container(
         decoder: The shape of the model.
         encodings: Block format by tensor name.
         metadata: What stands before the tensors of a GGUF.
+        cuda: Write ONNX's graph for CUDA too.
 
     Raises:
         ExportError: If a file cannot be created.
@@ -67,7 +85,7 @@ def open_container(
     if format == "onnx":
         from t1_edge_export.onnx_writer import OnnxContainer
 
-        return OnnxContainer(directory, decoder, encodings)
+        return OnnxContainer(directory, decoder, encodings, cuda=cuda)
     from t1_edge_export.gguf_writer import GGUFContainer, lay_out_gguf
 
     return GGUFContainer(directory, decoder, lay_out_gguf(decoder, encodings, metadata))
@@ -97,7 +115,12 @@ def read_back(
 
 
 def file_sizes(
-    format: Format, decoder: Decoder, tokenizer: str, encodings: Mapping[str, Encoding]
+    format: Format,
+    decoder: Decoder,
+    tokenizer: str,
+    encodings: Mapping[str, Encoding],
+    *,
+    cuda: bool = False,
 ) -> dict[str, int]:
     """Bytes of a format's files, by name; to within the length of a few names.
 
@@ -106,6 +129,7 @@ def file_sizes(
         decoder: The shape of the model.
         tokenizer: The text of tokenizer.json.
         encodings: Block format by tensor name.
+        cuda: With ONNX's graph for CUDA.
 
     Raises:
         ExportError: If llama.cpp does not know the tokenizer.
@@ -113,6 +137,7 @@ def file_sizes(
     if format == "onnx":
         from t1_edge_export.onnx_graph import GraphWriter
         from t1_edge_export.onnx_layout import lay_out
+        from t1_edge_export.onnx_writer import graphs
 
         matrices = lay_out(decoder, encodings)
         norms = {
@@ -120,8 +145,11 @@ def file_sizes(
             for spec in tensors(decoder)
             if spec.role == "norm"
         }
-        graph = GraphWriter(decoder, matrices, norms).model().ByteSize()
-        return {ONNX_GRAPH: graph, ONNX_WEIGHTS: max(m.end for m in matrices.values())}
+        sizes = {
+            name: GraphWriter(decoder, matrices, norms, activations).model().ByteSize()
+            for name, activations in graphs(cuda).items()
+        }
+        return sizes | {ONNX_WEIGHTS: max(m.end for m in matrices.values())}
     from t1_edge_export.gguf_metadata import gguf_metadata
     from t1_edge_export.gguf_writer import lay_out_gguf
 

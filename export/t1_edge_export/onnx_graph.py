@@ -1,21 +1,30 @@
-"""The ONNX graph of a decoder, in the operators that ONNX Runtime runs fastest on a CPU.
+"""The ONNX graph of a decoder, in the operators that ONNX Runtime runs fastest.
+
+A graph for each type of activations, over the same weights.bin: float32 for the CPU, float16 for
+CUDA, whose attention knows no float32. Beside types and accuracy level they differ in Casts alone:
+of the scales, which are float16 in weights.bin and are widened when ONNX Runtime loads the CPU's
+graph, and of the outputs, which leave the CUDA graph as float32.
 
 Inputs: `input_ids` int64 [rows, chunk]; `query_seqlens` int32 [rows], how many of a row's ids are
 real (the rest is padding on the right); `seqlens_k` int32 [rows], tokens in the cache once the
 chunk is in, less one; `total_sequence_length` int32 [], the longest row then; `last` int64
 [rows, 1], index of a row's last real token in the chunk; and the KV cache, `past_key.N` and
 `past_value.N` float32 [rows, kv_heads, capacity, head_dim], which the caller binds to the same
-memory as `present_key.N` and `present_value.N`.
+memory as `present_key.N` and `present_value.N`; float16 in the CUDA graph.
 
 Outputs: `hidden` float32 [rows, hidden] and `logits` float32 [rows, vocabulary], of each row's last
 real token alone. The Gather that picks that token stands before the last block's output projection:
 from there on one position a row is computed, not all of them.
 
-The operators of the domain com.microsoft are described in ONNX Runtime's ContribOperators.md.
+The operators of the domain com.microsoft are described in ONNX Runtime's ContribOperators.md, and
+the types that a provider has kernels for in its OperatorKernels.md: CUDA has float16 ones for all
+of these, the embedding's GatherBlockQuantized included. Both graphs need ONNX Runtime 1.32, the
+first with `query_seqlens`. Its CUDA norms sum the squares of float16 up in float32, since its pull
+request 28682: before, a large residual stream became zeros.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +39,12 @@ if TYPE_CHECKING:
 
 _CONTRIB: Final = "com.microsoft"
 _OPSETS: Final = {"": 21, _CONTRIB: 1}
-# int8 activations: the only level at which ONNX Runtime's CPU kernels are fast (4 bits) or usable
-# (8 bits). docs/LOG.md has what float32 activations would cost and give.
-_ACCURACY_LEVEL: Final = 4
+Activations = Literal["float32", "float16"]
+
+# 4 is int8 activations, the only level at which ONNX Runtime's CPU kernels are fast (4 bits) or
+# usable (8 bits); docs/LOG.md has what float32 activations would cost and give. CUDA's kernels
+# multiply in the type of the activations, which is level 0.
+_ACCURACY_LEVELS: Final[Mapping[Activations, int]] = {"float32": 4, "float16": 0}
 
 
 class GraphWriter:
@@ -42,6 +54,8 @@ class GraphWriter:
         decoder: The shape.
         matrices: Where the matrices lie in weights.bin, by tensor name.
         norms: The norms' weights, float32 [n], by tensor name; they are stored in the graph.
+        activations: The type of activations, norms, rotary tables and KV cache. float16 is for
+            quantized matrices.
     """
 
     def __init__(
@@ -49,13 +63,16 @@ class GraphWriter:
         decoder: Decoder,
         matrices: Mapping[str, Matrix],
         norms: Mapping[str, NDArray[np.float32]],
+        activations: Activations = "float32",
     ) -> None:
         self._decoder = decoder
         self._matrices = matrices
+        self._accuracy_level = _ACCURACY_LEVELS[activations]
+        self._type = np.dtype(activations)
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         for name, weight in norms.items():
-            self._constant(name, weight)
+            self._constant(name, weight.astype(self._type))
 
     def model(self) -> "onnx.ModelProto":
         """The whole model; its matrices refer to weights.bin."""
@@ -137,13 +154,18 @@ class GraphWriter:
         return self._multiply(gated, layer_name(layer, "mlp.down_proj"))
 
     def _read_out(self, residual: str, branch: str) -> None:
+        half = self._type == np.float16
+        hidden, logits = ("hidden.half", "logits.half") if half else ("hidden", "logits")
         self._contrib(
             "SkipSimplifiedLayerNormalization",
             [residual, branch, FINAL_NORM],
-            ["hidden"],
+            [hidden],
             epsilon=self._decoder.norm_epsilon,
         )
-        self._multiply("hidden", EMBEDDING if self._decoder.tied else HEAD, output="logits")
+        self._multiply(hidden, EMBEDDING if self._decoder.tied else HEAD, output=logits)
+        if half:
+            self._widen(hidden, "hidden")
+            self._widen(logits, "logits")
 
     def _norm(self, residual: str, branch: str, norm: str) -> tuple[str, str]:
         """Add the branch to the residual stream and norm the sum: normed, sum."""
@@ -197,7 +219,7 @@ class GraphWriter:
             N=matrix.rows,
             bits=4 if matrix.encoding == "q4_0" else 8,
             block_size=BLOCK,
-            accuracy_level=_ACCURACY_LEVEL,
+            accuracy_level=self._accuracy_level,
         )
 
     def _codes(self, matrix: Matrix) -> str:
@@ -208,17 +230,30 @@ class GraphWriter:
         return self._external(f"{matrix.name}.codes", matrix.codes, shape, np.uint8)
 
     def _scales(self, matrix: Matrix) -> str:
+        """A matrix's scales in the type of the activations, as the operators want them."""
+        stored, widened = f"{matrix.name}.scales", f"{matrix.name}.scales.widened"
+        fresh = stored not in self._initializers
         shape = (matrix.rows, matrix.width // BLOCK)
-        return self._external(f"{matrix.name}.scales", matrix.scales, shape, np.float32)
+        self._external(stored, matrix.scales, shape, np.float16)
+        if self._type == np.float16:
+            return stored
+        # A constant: ONNX Runtime casts it once, when it loads the graph.
+        return self._widen(stored, widened) if fresh else widened
+
+    def _widen(self, values: str, output: str) -> str:
+        """Cast to float32."""
+        from onnx import TensorProto
+
+        return self._node("Cast", [values], output, to=TensorProto.FLOAT)
 
     def _rope_tables(self) -> None:
-        """Cosines and sines, float32 [context, head_dim / 2], for RoFormer's rotation."""
+        """Cosines and sines, [context, head_dim / 2], for RoFormer's rotation."""
         decoder = self._decoder
         exponents = np.arange(0, decoder.head_dim, 2, dtype=np.float32) / decoder.head_dim
         frequencies = np.float32(1) / np.float32(decoder.rope_theta) ** exponents
         angles = np.arange(decoder.context, dtype=np.float32)[:, None] * frequencies
-        self._constant("rope_cos", np.cos(angles))
-        self._constant("rope_sin", np.sin(angles))
+        self._constant("rope_cos", np.cos(angles).astype(self._type))
+        self._constant("rope_sin", np.sin(angles).astype(self._type))
 
     def _constant(self, name: str, value: NDArray[Any]) -> str:
         from onnx import numpy_helper
@@ -278,12 +313,12 @@ class GraphWriter:
         return [hidden, logits, *self._cache("present")]
 
     def _cache(self, when: str) -> list["onnx.ValueInfoProto"]:
-        from onnx import TensorProto
+        from onnx import helper
 
-        decoder = self._decoder
+        decoder, type_ = self._decoder, helper.np_dtype_to_tensor_dtype(self._type)
         shape: list[int | str] = ["rows", decoder.kv_heads, "capacity", decoder.head_dim]
         names = [f"{when}_{x}.{n}" for n in range(decoder.layers) for x in ("key", "value")]
-        return [_value(name, TensorProto.FLOAT, shape) for name in names]
+        return [_value(name, type_, shape) for name in names]
 
 
 def _value(name: str, type_: int, shape: Sequence[int | str]) -> "onnx.ValueInfoProto":

@@ -30,7 +30,7 @@ class Matrix:
         width: Columns (input features).
         encoding: Block format, the same for all parts.
         codes: Offset of the codes in weights.bin, in bytes.
-        scales: Offset of the float32 scales; the same as the end of the codes in f32.
+        scales: Offset of the float16 scales; the same as the end of the codes in f32.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Matrix:
     @property
     def row_scale_bytes(self) -> int:
         """Bytes of one row's scales."""
-        return 0 if self.encoding == "f32" else self.width // BLOCK * 4
+        return 0 if self.encoding == "f32" else self.width // BLOCK * 2
 
     @property
     def end(self) -> int:

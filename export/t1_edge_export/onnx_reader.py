@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import ONNX_WEIGHTS, Decoder
-from t1_edge_export.containers import BLOCK, Encoding, Slab
+from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import tensors
 from t1_edge_export.onnx_layout import Matrix, lay_out, unpack_codes
 from t1_edge_export.quantize.blocks import dequantize
@@ -53,8 +53,8 @@ class OnnxWeights:
         if matrix.encoding == "f32":
             return None
         place = matrix.scales + first * matrix.row_scale_bytes
-        scales = self._read("<f4", place, count, matrix.row_scale_bytes)
-        return scales.astype(np.float16).reshape(count, matrix.width // BLOCK)
+        scales = self._read("<f2", place, count, matrix.row_scale_bytes)
+        return np.asarray(scales, np.float16)
 
     def _read(self, dtype: str, place: int, rows: int, row_bytes: int) -> NDArray[Any]:
         items = row_bytes // np.dtype(dtype).itemsize

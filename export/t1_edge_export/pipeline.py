@@ -33,7 +33,13 @@ from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.audit import relative_errors
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.formats import choose_encodings, open_container, read_back, require_writer
+from t1_edge_export.formats import (
+    check_cuda,
+    choose_encodings,
+    open_container,
+    read_back,
+    require_writer,
+)
 from t1_edge_export.gate import Measured, measure, misses
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.plan import memory_to_write
@@ -60,6 +66,7 @@ class Request:
         formats: Engines to write for.
         profile: How to quantize.
         quantizer: How `portable` rounds the linear layers; a new one for each export.
+        cuda: Write ONNX's graph for CUDA too. The gate does not run it.
         force: Replace a build that stands at the destination.
         resume: Go on where an export that was interrupted stood.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
@@ -71,6 +78,7 @@ class Request:
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
     quantizer: Quantizer = SEARCH
+    cuda: bool = False
     force: bool = False
     resume: bool = False
     allow_drift: bool = False
@@ -97,13 +105,15 @@ def export(
     Raises:
         CheckpointError: If a tensor cannot be read, or quantized.
         ExportError: If the destination exists or cannot be written, disk or memory are too small,
-            what is to be resumed was another request's, or the profile rounds nothing and a
-            calibrated quantizer is given.
+            what is to be resumed was another request's, the profile rounds nothing and a
+            calibrated quantizer is given, or there are no weights for a graph for CUDA.
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
     if request.profile == "float" and request.quantizer.calibration:
         raise ExportError("the profile float rounds nothing: leave the calibration out")
+    if request.cuda:
+        check_cuda(request.formats, request.profile)
     for format in request.formats:
         require(format)
         require_writer(format)
@@ -152,7 +162,9 @@ def _write(
         metadata = gguf_metadata(decoder, encodings, text, request.name, source)
     with ExitStack() as stack:
         containers = [
-            open_container(format, staging.directory, decoder, encodings, metadata)
+            open_container(
+                format, staging.directory, decoder, encodings, metadata, cuda=request.cuda
+            )
             for format in request.formats
         ]
         for container in containers:
@@ -175,6 +187,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
         request.name,
         request.profile,
         *request.formats,
+        str(request.cuda),
         request.quantizer.calibration,
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -19,7 +19,7 @@ from t1_edge.engines.select import available_threads
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import tensors, weight_count
-from t1_edge_export.formats import choose_encodings, file_sizes, open_container
+from t1_edge_export.formats import check_cuda, choose_encodings, file_sizes, open_container
 from t1_edge_export.journal import Journal
 from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.room import check_disk, check_memory, free_memory
@@ -34,7 +34,7 @@ _SLABS_A_THREAD: Final = 4
 """What a process of two threads had resident (docs/LOG.md): a slab is held as stored, as float32,
 as codes and as packed bytes."""
 
-_ENGINE_MEMORY: Final[Mapping[Format, float]] = {"onnx": 1.5, "gguf": 2.4}
+_ENGINE_MEMORY: Final[Mapping[Format, float]] = {"onnx": 1.65, "gguf": 2.4}
 """Times its file, since engines repack weights for the processor (docs/LOG.md)."""
 
 _PROBE_VOCABULARY: Final = 4096
@@ -92,6 +92,7 @@ def make_plan(
     profile: Profile,
     formats: Sequence[Format],
     destination: Path,
+    cuda: bool = False,
 ) -> Plan:
     """Plan an export.
 
@@ -101,16 +102,20 @@ def make_plan(
         profile: How it is quantized.
         formats: What is written.
         destination: Where to.
+        cuda: With ONNX's graph for CUDA.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
-        ExportError: If llama.cpp does not know the tokenizer, or the destination cannot be written.
+        ExportError: If llama.cpp does not know the tokenizer, the destination cannot be written, or
+            there are no weights for a graph for CUDA.
     """
+    if cuda:
+        check_cuda(formats, profile)
     encodings = choose_encodings(decoder, profile)
     files = {TOKENIZER: len(tokenizer.encode())}
     engines = []
     for format in formats:
-        sizes = file_sizes(format, decoder, tokenizer, encodings)
+        sizes = file_sizes(format, decoder, tokenizer, encodings, cuda=cuda)
         engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
         files |= sizes
     parent = _nearest_folder(destination)

@@ -21,6 +21,7 @@ TOKENIZER: Final = "tokenizer.json"
 GOLDEN: Final = "golden.npz"
 ONNX_GRAPH: Final = "model.onnx"
 ONNX_WEIGHTS: Final = "weights.bin"
+CUDA_GRAPH: Final = "model.cuda.onnx"
 GGUF_MODEL: Final = "model.gguf"
 
 Format = Literal["onnx", "gguf"]
@@ -30,7 +31,7 @@ _FILES: Final[Mapping[Format, tuple[str, ...]]] = {
     "onnx": (ONNX_GRAPH, ONNX_WEIGHTS),
     "gguf": (GGUF_MODEL,),
 }
-"""What an engine of a format reads."""
+"""What an engine of a format reads on a CPU."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -253,6 +254,11 @@ class Build:
         """Bytes of weights and graph that an engine of this format reads."""
         return sum(self.manifest.files[name].size for name in _FILES[format])
 
+    @property
+    def has_cuda_graph(self) -> bool:
+        """Whether a graph for CUDA is over the ONNX weights."""
+        return CUDA_GRAPH in self.manifest.files
+
     def check_hashes(self) -> None:
         """Read every file whole and compare its sha256.
 
@@ -320,6 +326,8 @@ def _check_whole(manifest: Manifest, where: Path) -> None:
     if not manifest.formats:
         raise BuildError(f"{where} is damaged: it names no format")
     needed = {TOKENIZER, GOLDEN}.union(*(_FILES[format] for format in manifest.formats))
+    if CUDA_GRAPH in manifest.files:
+        needed.add(ONNX_WEIGHTS)
     missing = needed - manifest.files.keys()
     if missing:
         raise BuildError(f"{where} is damaged: it does not list {min(missing)}")

@@ -30,7 +30,7 @@ def _from_onnx(path: Path, matrix: Matrix, spec: TensorSpec) -> Float32Array:
     if matrix.encoding == "f32":
         return raw.view(np.float32)
     at = matrix.scales + first * matrix.row_scale_bytes
-    scales = np.fromfile(path, np.float32, rows * matrix.width // 32, offset=at)
+    scales = np.fromfile(path, np.float16, rows * matrix.width // 32, offset=at).astype(np.float32)
     if matrix.encoding == "q8_0":
         codes = raw.astype(np.float32) - 128
     else:

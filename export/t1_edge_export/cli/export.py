@@ -35,6 +35,11 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     help="Engines to write for.",
 )
 @click.option(
+    "--cuda",
+    is_flag=True,
+    help="Write a second ONNX graph, for CUDA, over the same weights; nothing runs it here.",
+)
+@click.option(
     "--profile",
     type=click.Choice(["portable", "float"]),
     default="portable",
@@ -82,6 +87,7 @@ def export(
     output: Path | None,
     name: str | None,
     formats: tuple[Any, ...],
+    cuda: bool,
     profile: Any,
     adapter: Path | None,
     calibration: str | None,
@@ -128,6 +134,7 @@ def export(
             profile=profile,
             formats=formats,
             destination=destination,
+            cuda=cuda,
         )
         _show(plan, as_json)
         check_room(plan)
@@ -140,6 +147,7 @@ def export(
         destination=destination,
         contract=found,
         formats=formats,
+        cuda=cuda,
         profile=profile,
         quantizer=find_quantizer(
             quantizer, calibration, opened, found, save=save_statistics, say=say

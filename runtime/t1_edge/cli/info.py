@@ -39,3 +39,5 @@ def info(build: str, as_json: bool) -> None:
             f"{format:<12} {opened.size(format) / 2**20:,.0f} MiB, cosine to the float reference "
             f"{figures.cosine_mean:.4f} (worst {figures.cosine_min:.4f})"
         )
+    if opened.has_cuda_graph:
+        click.echo("onnx, cuda   a graph over the same weights, which no gate has run")
