@@ -232,6 +232,10 @@ class _Merged:
         digest = merged_sha256(base.sha256, self.folder)
         return msgspec.structs.replace(base, id=name, sha256=digest)
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         weights = self.base.rows(name, start, stop)
         if name in self.factors:

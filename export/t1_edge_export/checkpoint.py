@@ -39,6 +39,10 @@ class Checkpoint(Protocol):
     def source(self) -> Source:
         """Where the weights come from."""
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights as they are stored, before they are converted."""
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor, by its Hugging Face name.
 

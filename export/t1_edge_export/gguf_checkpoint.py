@@ -115,6 +115,11 @@ class GGUFCheckpoint:
             note="" if floats else f"The checkpoint was {stored} already, and was dequantized.",
         )
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors, in their block formats."""
+        return sum(tensor.size for tensor in self._tensors.values())
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor, dequantized, in Hugging Face's order."""
         tensor = self._tensors.get(self._names.get(name, name))
@@ -124,8 +129,9 @@ class GGUFCheckpoint:
         if not heads:
             return tensor.rows(start, stop)
         order = stored_rows(heads, tensor.shape[0])[start:stop]
-        first = order.min()
-        return tensor.rows(first, order.max() + 1)[order - first]
+        first = int(order.min())
+        weights: Float32Array = tensor.rows(first, int(order.max()) + 1)[order - first]
+        return weights
 
     def _read_decoder(self) -> Decoder:
         family = self._field("general.architecture")

@@ -199,17 +199,26 @@ class _Header:
         return name, found
 
     def _place(self, infos: Mapping[str, BlockTensor], alignment: Any) -> dict[str, BlockTensor]:
-        """Tensors at their offsets in the file; each begins where the one before it ends."""
+        """Tensors at their offsets in the file; each begins where the one before it ends.
+
+        llama.cpp lets bytes behind the last one pass. Here they are an error: with them, a damaged
+        type of that tensor would not be seen.
+        """
         if not isinstance(alignment, int) or alignment.bit_count() != 1 or alignment < 1:
             raise ValueError(f"its {_ALIGNMENT} is {alignment!r}")
         begin = aligned(self._at, alignment)
-        due = 0
+        due = end = 0
         placed = {}
         for name, info in infos.items():
-            if info.offset != due or begin + due + info.size > len(self._data):
+            if info.offset != due:
                 raise ValueError(f"its tensor {name!r} does not lie where it should")
-            due += aligned(info.size, alignment)
+            end = due + info.size
+            due = aligned(end, alignment)
             placed[name] = replace(info, offset=begin + info.offset)
+        if infos and not begin + end <= len(self._data) <= begin + due:
+            raise ValueError(
+                f"it has {len(self._data):,} bytes, its header tells of {begin + end:,}"
+            )
         return placed
 
 

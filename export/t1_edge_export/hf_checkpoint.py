@@ -86,6 +86,11 @@ class HuggingFaceCheckpoint:
             licence=_licence(self._folder / "README.md"),
         )
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors in all shards."""
+        return sum(tensor.size for tensor in self._stored.values())
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor."""
         if name not in self._stored:

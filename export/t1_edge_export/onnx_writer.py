@@ -68,7 +68,7 @@ class OnnxContainer:
         try:
             (self._directory / ONNX_GRAPH).write_bytes(model.SerializeToString())
         except OSError as e:
-            raise ExportError(f"cannot write {ONNX_GRAPH}: {e.strerror}") from e
+            raise ExportError(f"cannot write {self._directory / ONNX_GRAPH}: {e.strerror}") from e
         return (ONNX_GRAPH, ONNX_WEIGHTS)
 
     def abort(self) -> None:

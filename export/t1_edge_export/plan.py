@@ -187,6 +187,7 @@ class _Noise:
 
     tokenizer = ""
     source = Source(id="", sha256="", licence="")
+    stored_bytes = 0
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder

@@ -53,6 +53,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(_WIDTHS[self.dtype]).itemsize
+
     def rows(self, start: int, stop: int) -> Float32Array:
         """Rows [start, stop), float32 [stop - start, ...].
 

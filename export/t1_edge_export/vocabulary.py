@@ -103,6 +103,10 @@ class _Extended:
     def source(self) -> Source:
         return self.base.source
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         if name not in (EMBEDDING, HEAD):
             return self.base.rows(name, start, stop)
