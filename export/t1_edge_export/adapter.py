@@ -6,6 +6,7 @@ trained `<emb_token>` needs.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source, sha256_file
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import Checkpoint, check_nothing_left
+from t1_edge_export.checkpoint import Checkpoint, check_finite, check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, HEAD, tensors
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
@@ -42,8 +43,8 @@ class _Config(msgspec.Struct, frozen=True):
     """What of PEFT's LoraConfig decides the merged weights."""
 
     peft_type: str
-    r: Annotated[int, msgspec.Meta(ge=1)]
-    lora_alpha: float
+    r: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    lora_alpha: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
     use_rslora: bool = False
     use_dora: bool = False
     bias: str = "none"
@@ -103,9 +104,14 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             read: DoRA, biases, patterns of ranks, whole modules.
     """
     config = _read_config(folder / CONFIG)
-    stored = read_tensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
+    if not os.path.isfile(folder / WEIGHTS):
+        raise CheckpointError(
+            f"{folder} has no {WEIGHTS}; of PEFT's formats this one alone is read, since opening "
+            "a pickle runs its code"
+        )
+    stored = read_tensors(folder / WEIGHTS)
     if not stored:
-        raise CheckpointError(f"{folder} has no {WEIGHTS}, or nothing stands in it")
+        raise CheckpointError(f"{folder / WEIGHTS} holds no tensor")
     merged = _Merged(
         base=checkpoint,
         folder=folder,
@@ -133,8 +139,10 @@ def _read_config(path: Path) -> _Config:
     try:
         config = msgspec.json.decode(path.read_bytes(), type=_Config)
     except OSError as e:
-        raise CheckpointError(f"{path.parent} is no adapter: cannot read {path.name}") from e
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise CheckpointError(
+            f"{path.parent} is no adapter: cannot read {path.name}: {e.strerror}"
+        ) from e
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise CheckpointError(f"{path} is damaged: {e}") from e
     if config.unsupported:
         raise CheckpointError(f"{path} sets {config.unsupported}, which t1-edge does not merge")
@@ -224,11 +232,17 @@ class _Merged:
         digest = merged_sha256(base.sha256, self.folder)
         return msgspec.structs.replace(base, id=name, sha256=digest)
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         weights = self.base.rows(name, start, stop)
         if name in self.factors:
             factors = self.factors[name]
-            weights = weights + factors.b[start:stop] @ factors.a
+            with np.errstate(over="ignore"):  # looked for below
+                weights = weights + factors.b[start:stop] @ factors.a
+            check_finite(weights, name, self.folder)
         for token, row in self.new_rows.get(name, {}).items():
             if start <= token < stop:
                 weights[token - start] = row

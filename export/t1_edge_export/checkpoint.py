@@ -39,6 +39,10 @@ class Checkpoint(Protocol):
     def source(self) -> Source:
         """Where the weights come from."""
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights as they are stored, before they are converted."""
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor, by its Hugging Face name.
 
@@ -100,7 +104,10 @@ def check_finite(weights: Float32Array, name: str, path: Path) -> None:
         CheckpointError: If one is NaN or infinite.
     """
     if not np.isfinite(weights).all():
-        raise CheckpointError(f"{path}: {name} holds weights that are NaN or infinite")
+        raise CheckpointError(
+            f"{path} is damaged: {name} holds weights that are NaN or infinite; fetch it again, or "
+            "give another checkpoint"
+        )
 
 
 def check_nothing_left(names: Iterable[str], path: Path) -> None:
@@ -116,6 +123,6 @@ def check_nothing_left(names: Iterable[str], path: Path) -> None:
     first = min(names, default=None)
     if first is not None:
         raise CheckpointError(
-            f"{path} has a tensor {first}, which its architecture does not use: it is another "
+            f"{path} has a tensor {first!r}, which its architecture does not use: it is another "
             "model than it says, and would give other vectors without it"
         )

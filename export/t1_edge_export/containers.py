@@ -155,10 +155,14 @@ class PlacedFile:
         check_disk(str(path), size - held, shutil.disk_usage(path.parent).free)
         try:
             self._file = path.open("r+b" if held else "w+b", buffering=0)
+        except OSError as e:
+            raise self._failed(e) from e
+        try:
             if hasattr(os, "posix_fallocate"):  # or others take it meanwhile
                 os.posix_fallocate(self._file.fileno(), 0, size)
             self._file.truncate(size)
         except OSError as e:
+            self._file.close()
             raise self._failed(e) from e
 
     def check_kept(self) -> None:

@@ -123,11 +123,33 @@ def decoder_from_config(config: Mapping[str, Any], where: str) -> Decoder:
             "norm_epsilon": config["rms_norm_eps"],
             "tied": config.get("tie_word_embeddings", False),
         }
-        return msgspec.convert(decoder, Decoder)
+        return checked_decoder(decoder, where)
     except KeyError as e:
         raise CheckpointError(f"{where} has no {e.args[0]!r}: it is not a decoder's config") from e
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as e:
-        raise CheckpointError(f"{where}: {e}") from e
+        raise CheckpointError(f"{where} is damaged: {e}") from e
+
+
+def checked_decoder(shape: Mapping[str, Any], where: str) -> Decoder:
+    """A decoder, whose heads are such that attention and rotation work.
+
+    Args:
+        shape: The values of `Decoder`, by its names.
+        where: What to call the file in messages.
+
+    Raises:
+        CheckpointError: If they are not, or a value is of another type or out of range.
+    """
+    try:
+        decoder = msgspec.convert(shape, Decoder)
+    except msgspec.ValidationError as e:
+        raise CheckpointError(f"{where} is damaged: {e}") from e
+    if decoder.heads % decoder.kv_heads or decoder.head_dim % 2:
+        raise CheckpointError(
+            f"{where} asks for {decoder.heads} heads of {decoder.head_dim} over "
+            f"{decoder.kv_heads} keys and values: these must divide the heads, and 2 a head's width"
+        )
+    return decoder
 
 
 def _family(config: Mapping[str, Any], where: str) -> str:
@@ -158,6 +180,8 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError(f"{where} asks for the activation {activation!r}; known is silu")
+    if config.get("partial_rotary_factor") not in (None, 1):
+        raise CheckpointError(f"{where} rotates a part of each head, which t1-edge does not write")
     for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if config.get(flag):
             raise CheckpointError(f"{where} sets {flag}, which t1-edge does not write")

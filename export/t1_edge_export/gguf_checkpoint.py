@@ -3,21 +3,26 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source, sha256_file
-from t1_edge.errors import CheckpointError, MissingExtraError
-from t1_edge_export.checkpoint import check_finite, check_nothing_left
-from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, TensorSpec, layer_name, tensors
-from t1_edge_export.gguf_header import check_header
+from t1_edge.errors import CheckpointError
+from t1_edge_export.checkpoint import check_nothing_left
+from t1_edge_export.decoder import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    TensorSpec,
+    checked_decoder,
+    layer_name,
+    tensors,
+)
+from t1_edge_export.gguf_file import open_gguf
 from t1_edge_export.gguf_tokenizer import GGUFTokenizer, tokenizer_json
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor
 
 Float32Array = NDArray[np.float32]
 
@@ -61,7 +66,7 @@ class GGUFCheckpoint:
     """A GGUF file. See `t1_edge_export.checkpoint.Checkpoint`.
 
     Args:
-        path: The file; it stays mapped.
+        path: The file.
 
     Raises:
         CheckpointError: If it is not a whole GGUF of a known architecture.
@@ -70,8 +75,8 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._reader = open_gguf(path)
-        self._tensors: dict[str, ReaderTensor] = {t.name: t for t in self._reader.tensors}
+        file = open_gguf(path)
+        self._keys, self._tensors = file.keys, file.tensors
         self._decoder = self._read_decoder()
         self._names = gguf_names(self._decoder)
         specs = {self._names[spec.name]: spec for spec in tensors(self._decoder)}
@@ -101,7 +106,7 @@ class GGUFCheckpoint:
     def source(self) -> Source:
         """What the file says of itself, and the hash of its bytes."""
         parts = [self._field(f"general.{key}", "") for key in ("organization", "name")]
-        stored = self._tensors[self._names[layer_name(0, "mlp.down_proj")]].tensor_type.name
+        stored = self._tensors[self._names[layer_name(0, "mlp.down_proj")]].kind_name
         floats = stored in ("F32", "F16", "BF16")
         return Source(
             id="/".join(str(part) for part in parts if part) or self._path.stem,
@@ -110,15 +115,22 @@ class GGUFCheckpoint:
             note="" if floats else f"The checkpoint was {stored} already, and was dequantized.",
         )
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors, in their block formats."""
+        return sum(tensor.size for tensor in self._tensors.values())
+
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor, dequantized, in Hugging Face's order."""
         tensor = self._tensors.get(self._names.get(name, name))
         if tensor is None:
             raise CheckpointError(f"{self._path} has no tensor {name}")
         heads = rotated_heads(name, self._decoder)
-        data = tensor.data[stored_rows(heads, len(tensor.data))[start:stop]]
-        weights = _dequantize(data, tensor)
-        check_finite(weights, name, self._path)
+        if not heads:
+            return tensor.rows(start, stop)
+        order = stored_rows(heads, tensor.shape[0])[start:stop]
+        first = int(order.min())
+        weights: Float32Array = tensor.rows(first, int(order.max()) + 1)[order - first]
         return weights
 
     def _read_decoder(self) -> Decoder:
@@ -127,9 +139,9 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{self._path} is a {family!r}; known are 'llama' and 'qwen3'")
         self._refuse_other_rope(family)
         try:
-            return msgspec.convert(self._read_shape(family), Decoder)
-        except (msgspec.ValidationError, TypeError) as e:
-            raise CheckpointError(f"{self._path}: {e}") from e
+            return checked_decoder(self._read_shape(family), str(self._path))
+        except TypeError as e:  # of arithmetic on what is no number
+            raise CheckpointError(f"{self._path} is damaged: {e}") from e
 
     def _read_shape(self, family: str) -> dict[str, Any]:
         """What `Decoder` wants to know, by its names, as the file has it."""
@@ -167,39 +179,18 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{self._path} asks for rope scaling; only plain rope is written")
 
     def _field(self, key: str, *default: Any) -> Any:
-        field = self._reader.get_field(key)
-        if field is None and not default:
+        found = self._keys.get(key, *default)
+        if found is None:
             raise CheckpointError(f"{self._path} has no {key!r}: it is not a decoder's GGUF")
-        try:
-            return default[0] if field is None else field.contents()
-        except ValueError as e:  # bytes that are no UTF-8
-            raise CheckpointError(f"{self._path} is damaged: {key}: {e}") from e
+        return found
 
     def _check_shape(self, spec: TensorSpec) -> None:
         name = self._names[spec.name]
         if name not in self._tensors:
             raise CheckpointError(f"{self._path} has no tensor {name}")
-        found = tuple(reversed(self._tensors[name].shape.tolist()))
+        found = self._tensors[name].shape
         if found != spec.shape:
             raise CheckpointError(f"{self._path}: {name} is {found}, must be {spec.shape}")
-
-
-def open_gguf(path: Path) -> "GGUFReader":
-    """The gguf package's reader of a file whose header was checked.
-
-    Raises:
-        CheckpointError: If the file cannot be read, or is not a whole GGUF.
-        MissingExtraError: If the gguf package is not installed.
-    """
-    try:
-        import gguf
-    except ImportError as e:
-        raise MissingExtraError("gguf", "export") from e
-    try:
-        check_header(path)
-        return gguf.GGUFReader(path)
-    except Exception as e:  # a damaged file fails wherever the reader's arithmetic leads it
-        raise CheckpointError(f"{path} is not a whole GGUF file: {e}") from e
 
 
 def stored_rows(heads: int, rows: int, *, inverse: bool = False) -> NDArray[np.int64]:
@@ -214,9 +205,3 @@ def stored_rows(heads: int, rows: int, *, inverse: bool = False) -> NDArray[np.i
         return np.arange(rows)
     halves = (heads, 2, -1) if inverse else (heads, -1, 2)
     return np.arange(rows).reshape(halves).swapaxes(1, 2).reshape(-1)
-
-
-def _dequantize(data: NDArray[Any], tensor: "ReaderTensor") -> Float32Array:
-    from gguf import quants
-
-    return np.array(quants.dequantize(data, tensor.tensor_type), np.float32)

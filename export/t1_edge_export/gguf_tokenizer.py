@@ -100,10 +100,16 @@ def gguf_tokenizer(definition: str, vocabulary: int) -> GGUFTokenizer:
         vocabulary: Rows of the model's embedding; ids without a token become unused ones.
 
     Raises:
-        ExportError: If it is not a byte-level BPE whose way of cutting text has a name, or it has
-            more ids than the embedding has rows.
+        ExportError: If it is not a byte-level BPE whose way of cutting text has a name, is damaged,
+            or has more ids than the embedding has rows.
     """
-    parts = json.loads(definition)
+    try:
+        return _translated(json.loads(definition), vocabulary)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        raise ExportError(f"the tokenizer.json is damaged, or of an unknown kind: {e!r}") from e
+
+
+def _translated(parts: Mapping[str, Any], vocabulary: int) -> GGUFTokenizer:
     model = parts["model"]
     kind = model.get("type", "BPE" if "merges" in model else "(unnamed)")  # older files name none
     if kind != "BPE":

@@ -1,8 +1,9 @@
 """A Hugging Face folder as a checkpoint: config.json, tokenizer.json, safetensors."""
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from t1_edge.engines.select import available_threads
 from t1_edge.errors import CheckpointError
 from t1_edge_export.checkpoint import check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
-from t1_edge_export.safetensors_file import read_tensors
+from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
 Float32Array = NDArray[np.float32]
 
@@ -49,7 +50,7 @@ class HuggingFaceCheckpoint:
         self._decoder = read_decoder(folder)
         self._id = id or _published_name(_read_json(folder / CONFIG)) or folder.resolve().name
         self._shards = _find_shards(folder)
-        stored = {k: v for path in self._shards for k, v in read_tensors(path).items()}
+        stored = _read_shards(self._shards)
         # An encoder that was saved without its head names its tensors from the decoder's own root.
         root = "model." if EMBEDDING.removeprefix("model.") in stored else ""
         self._stored = {k if k == HEAD else root + k: v for k, v in stored.items()}
@@ -74,14 +75,22 @@ class HuggingFaceCheckpoint:
     @cached_property
     def source(self) -> Source:
         """The folder's name for itself, and a hash over its shards' hashes."""
-        with ThreadPoolExecutor(available_threads()) as pool:
-            hashes = "".join(pool.map(sha256_file, self._shards))
+        try:
+            with ThreadPoolExecutor(available_threads()) as pool:
+                hashes = "".join(pool.map(sha256_file, self._shards))
+        except OSError as e:
+            raise CheckpointError(f"cannot read {e.filename}: {e.strerror}") from e
         return Source(
             id=self._id,
             revision=self._revision,
             sha256=hashlib.sha256(hashes.encode()).hexdigest(),
             licence=_licence(self._folder / CARD),
         )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors in all shards."""
+        return sum(tensor.size for tensor in self._stored.values())
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor."""
@@ -106,7 +115,7 @@ def read_decoder(folder: Path) -> Decoder:
         CheckpointError: If it has no config.json that can be read, or of a model that is not
             supported.
     """
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):  # false where Path raises: a name that is too long
         raise CheckpointError(
             f"{folder} is no Hugging Face folder: it has no config.json; give a folder with "
             "config.json, safetensors and tokenizer.json, or a .gguf file"
@@ -120,7 +129,7 @@ def shard_names(folder: Path) -> list[str]:
     Raises:
         CheckpointError: If it has an index of shards that is damaged, or leads to other files.
     """
-    if (folder / _SINGLE).is_file() or not (folder / INDEX).is_file():
+    if os.path.isfile(folder / _SINGLE) or not os.path.isfile(folder / INDEX):
         return [_SINGLE]
     try:
         index = msgspec.convert(_read_json(folder / INDEX), _Index)
@@ -140,20 +149,31 @@ def _read_json(path: Path) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{path} is damaged: {e}") from e
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise CheckpointError(f"{path} is damaged: {e}; fetch it again") from e
 
 
 def _find_shards(folder: Path) -> list[Path]:
     names = shard_names(folder)
-    if not ((folder / _SINGLE).is_file() or (folder / INDEX).is_file()):
+    if not (os.path.isfile(folder / _SINGLE) or os.path.isfile(folder / INDEX)):
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         why = "; pickles are refused, since opening one runs its code" if pickles else ""
         raise CheckpointError(f"{folder} has no {_SINGLE} and no {INDEX}{why}")
     for name in names:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} lacks the shard {name} that {INDEX} names")
+        if not os.path.isfile(folder / name):
+            raise CheckpointError(f"{folder} lacks the shard {name!r} that {INDEX} names; fetch it")
     return [folder / name for name in names]
+
+
+def _read_shards(shards: Sequence[Path]) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for shard in shards:
+        stored = read_tensors(shard)
+        twice = min(stored.keys() & found.keys(), default=None)
+        if twice is not None:
+            raise CheckpointError(f"{twice!r} stands in {found[twice].path} and again in {shard}")
+        found |= stored
+    return found
 
 
 def _matters(name: str) -> bool:
@@ -173,9 +193,10 @@ def _published_name(config: Mapping[str, Any]) -> str | None:
 
 def _licence(card: Path) -> str:
     """The licence that a model card's front matter, the lines between two "---", names."""
-    if not card.is_file():
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return "unknown"
-    text = card.read_text(encoding="utf-8", errors="replace")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license:[ \t]*(\S+)", front[1], re.MULTILINE) if front else None
     return named[1].strip("\"'") if named else "unknown"

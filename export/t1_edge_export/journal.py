@@ -7,6 +7,7 @@ that was cut off itself counts for nothing.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -26,7 +27,7 @@ class Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     tensor: str
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Journal:
@@ -64,7 +65,7 @@ class Journal:
         try:
             found = msgspec.json.decode(lines[0], type=_Request)
             written = [msgspec.json.decode(line, type=Written) for line in lines[1:]]
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise ExportError(f"{path} is damaged: {e}; leave --resume out to start over") from e
         if found.request != request:
             raise ExportError(

@@ -82,7 +82,7 @@ class OnnxContainer:
             try:
                 (self._directory / name).write_bytes(model.SerializeToString())
             except OSError as e:
-                raise ExportError(f"cannot write {name}: {e.strerror}") from e
+                raise ExportError(f"cannot write {self._directory / name}: {e.strerror}") from e
         return (*self._graphs, ONNX_WEIGHTS)
 
     def abort(self) -> None:

@@ -161,14 +161,13 @@ def _write(
         text, source = checkpoint.tokenizer, checkpoint.source
         metadata = gguf_metadata(decoder, encodings, text, request.name, source)
     with ExitStack() as stack:
-        containers = [
-            open_container(
+        containers = []
+        for format in request.formats:
+            container = open_container(
                 format, staging.directory, decoder, encodings, metadata, cuda=request.cuda
             )
-            for format in request.formats
-        ]
-        for container in containers:
             stack.callback(container.abort)
+            containers.append(container)
         weights = write_weights(
             checkpoint, encodings, request.quantizer, containers, staging.journal, progress=progress
         )

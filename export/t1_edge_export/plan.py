@@ -1,7 +1,6 @@
 """What an export will write and need, known before a weight is read."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -22,7 +21,7 @@ from t1_edge_export.decoder import tensors, weight_count
 from t1_edge_export.formats import check_cuda, choose_encodings, file_sizes, open_container
 from t1_edge_export.journal import Journal
 from t1_edge_export.quantize.quantizer import SEARCH
-from t1_edge_export.room import check_disk, check_memory, free_memory
+from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
 
@@ -118,7 +117,7 @@ def make_plan(
         sizes = file_sizes(format, decoder, tokenizer, encodings, cuda=cuda)
         engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
         files |= sizes
-    parent = _nearest_folder(destination)
+    parent = nearest_folder(destination)
     return Plan(
         tensors=_count(decoder, encodings),
         files=files,
@@ -153,14 +152,6 @@ def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors
     return tuple(
         Tensors(encoding=e, count=counts[e], weights=weights[e], bits=_BITS[e]) for e in weights
     )
-
-
-def _nearest_folder(destination: Path) -> Path:
-    """The folder that the destination will stand in, or what there is of its path."""
-    found = Path(os.path.abspath(destination)).parent
-    while not found.is_dir():
-        found = found.parent
-    return found
 
 
 def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], parent: Path) -> float:
@@ -201,6 +192,7 @@ class _Noise:
 
     tokenizer = ""
     source = Source(id="", sha256="", licence="")
+    stored_bytes = 0
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder

@@ -1,5 +1,6 @@
 """Room: on the disk, and in memory."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -7,8 +8,16 @@ from t1_edge.errors import ExportError
 
 
 def in_gigabytes(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / 1e9:.2f} GB"
+    """Bytes for people: gigabytes, or megabytes if they are a few."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder that something will stand in, or what there is of its path."""
+    found = Path(os.path.abspath(path)).parent
+    while not os.path.isdir(found):
+        found = found.parent
+    return found
 
 
 def check_disk(what: str, needed: int, free: int) -> None:

@@ -8,10 +8,10 @@ https://github.com/huggingface/safetensors#format
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -25,11 +25,14 @@ Float32Array = NDArray[np.float32]
 _WIDTHS: Final[Mapping[str, str]] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _LONGEST_HEADER: Final = 100_000_000  # the limit that the format's own library sets
 
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Shape = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
+
 
 class _Entry(msgspec.Struct, frozen=True):
     dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+    shape: _Shape
+    data_offsets: tuple[_Size, _Size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,11 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(_WIDTHS[self.dtype]).itemsize
 
     def rows(self, start: int, stop: int) -> Float32Array:
         """Rows [start, stop), float32 [stop - start, ...].
@@ -70,39 +78,62 @@ class StoredTensor:
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file lies, checked against the file's size.
+    """Where each tensor of a safetensors file lies.
 
     Raises:
-        CheckpointError: If the file is cut off or damaged, or a dtype is none of the three.
+        CheckpointError: If the file cannot be read, is cut off or damaged, its tensors do not fill
+            it without gaps, as the format wants, or a dtype is none of the three.
     """
+    try:
+        entries, data, size = _read_header(path)
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path} has a damaged header: {e}; fetch it again") from e
+    found = {}
+    due = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        found[name] = _place(path, name, entry, data, due)
+        due = entry.data_offsets[1]
+    if data + due != size:
+        raise CheckpointError(
+            f"{path} is damaged or cut off: it has {size:,} bytes, its header tells of "
+            f"{data + due:,}; fetch it again"
+        )
+    return found
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Entry], int, int]:
+    """What the header says by name, where the data begin, and the bytes of the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(f"{path} is no whole safetensors file: its header is cut off")
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = msgspec.convert(header, dict[str, _Entry])
-    except (ValueError, AttributeError, RecursionError) as e:
-        raise CheckpointError(f"{path} has a damaged header: {e}") from e
-    return {name: _place(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+            raise ValueError("it is cut off, or this is no safetensors file")
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+    named = msgspec.convert(header, dict[str, Any])
+    named.pop("__metadata__", None)
+    return msgspec.convert(named, dict[str, _Entry]), 8 + length, size
 
 
-def _place(path: Path, name: str, entry: _Entry, data: int, size: int) -> StoredTensor:
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return found
+
+
+def _place(path: Path, name: str, entry: _Entry, data: int, due: int) -> StoredTensor:
     if entry.dtype not in _WIDTHS:
         known = ", ".join(_WIDTHS)
-        raise CheckpointError(f"{path}: {name} is stored as {entry.dtype}; known are {known}")
+        raise CheckpointError(f"{path}: {name!r} is stored as {entry.dtype!r}; known are {known}")
     begin, end = entry.data_offsets
-    count = 1
-    for dimension in entry.shape:
-        count *= dimension
-    bytes_ = count * np.dtype(_WIDTHS[entry.dtype]).itemsize
-    negative = min((begin, *entry.shape)) < 0
-    if negative or end - begin != bytes_ or data + end > size:
-        raise CheckpointError(f"{path} is damaged or cut off: {name} does not lie in the file")
+    size = math.prod(entry.shape) * np.dtype(_WIDTHS[entry.dtype]).itemsize
+    if begin != due or end - begin != size:
+        raise CheckpointError(
+            f"{path} is damaged: {name!r} does not lie where it should; fetch it again"
+        )
     return StoredTensor(
         path=path, name=name, dtype=entry.dtype, shape=entry.shape, offset=data + begin
     )

@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -17,6 +17,7 @@ from typing import IO, Final
 from t1_edge.build import MANIFEST
 from t1_edge.errors import ExportError
 from t1_edge_export.journal import Journal
+from t1_edge_export.room import nearest_folder
 
 _BUILD: Final = "build"
 _SCRATCH: Final = "scratch"
@@ -50,7 +51,8 @@ def staged(
 ) -> Iterator[Staging]:
     """A staging directory beside the destination, published when the block ends without an error.
 
-    An interruption (Ctrl-C, a kill, a power cut) leaves it for `resume`; an error removes it.
+    An interruption (Ctrl-C, a kill, a power cut) leaves it for `resume`; an error removes it, and
+    the folders above it that were made for it.
 
     Args:
         destination: What the directory will be called.
@@ -67,14 +69,11 @@ def staged(
     destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
     check_free(destination, force)
     partial = destination.with_name(f".{destination.name}.partial")
-    with closing(_lock(partial)):
+    with _no_empty_folders(destination.parent), closing(_lock(partial)):
         try:
             if not resume:
                 _clear(partial, say)
-            shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
-            for folder in (_BUILD, _SCRATCH):
-                (partial / folder).mkdir(exist_ok=True)
-            journal = Journal.open(partial / _JOURNAL, request)
+            journal = _begin(partial, request)
             with _removed(partial, say):
                 yield Staging(
                     directory=partial / _BUILD, scratch=partial / _SCRATCH, journal=journal
@@ -82,6 +81,33 @@ def staged(
                 _publish(partial / _BUILD, destination)
         except OSError as e:
             raise ExportError(f"nothing was published at {destination}: {e}") from e
+
+
+@contextmanager
+def _no_empty_folders(parent: Path) -> Iterator[None]:
+    """Remove folders that were missing, and are empty after an error."""
+    missing = [path for path in (parent, *parent.parents) if not os.path.exists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _begin(partial: Path, request: str) -> Journal:
+    """The journal of a staging directory; one that was there already outlives a refusal."""
+    found = (partial / _JOURNAL).exists()
+    try:
+        shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
+        for folder in (_BUILD, _SCRATCH):
+            (partial / folder).mkdir(exist_ok=True)
+        return Journal.open(partial / _JOURNAL, request)
+    except BaseException:
+        if not found:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -98,26 +124,28 @@ def _removed(partial: Path, say: Callable[[str], None]) -> Iterator[None]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _lock(partial: Path) -> IO[str]:
+def _lock(partial: Path) -> IO[bytes]:
     """Become the one that writes a staging directory, which is made if it is missing."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = (partial / _LOCK).open("a+", encoding="utf-8")
+        lock = (partial / _LOCK).open("a+b", buffering=0)
     except OSError as e:
+        with suppress(OSError):  # one that is not empty stays
+            partial.rmdir()
         raise ExportError(f"cannot write to {partial.parent}: {e.strerror}") from e
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         lock.seek(0)
-        holder = lock.read().strip()
+        holder = lock.read().decode(errors="replace").strip()
         lock.close()
         raise ExportError(
             f"process {holder or 'unknown'} is writing {partial.parent} already: wait for it, or "
             "end it"
         ) from e
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    with suppress(OSError):  # a full disk: it is locked all the same, and the next write says so
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
     return lock
 
 
@@ -136,11 +164,16 @@ def check_free(destination: Path, force: bool) -> None:
         force: Whether a build that stands there may be replaced.
 
     Raises:
-        ExportError: If not.
+        ExportError: If not, or if nothing can be written there at all.
     """
+    parent = nearest_folder(destination)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ExportError(
+            f"cannot write to {parent}: it is read-only for you; give another --output"
+        )
     if not os.path.lexists(destination):
         return
-    if not (destination / MANIFEST).is_file():
+    if not os.path.isfile(destination / MANIFEST):
         raise ExportError(f"{destination} exists and is no build: it will not be replaced")
     if not force:
         raise ExportError(f"{destination} exists already; --force replaces it")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -34,11 +34,10 @@ def with_tokens(checkpoint: Checkpoint, contract: Contract) -> Checkpoint:
         The checkpoint itself if it lacks none of them.
 
     Raises:
-        CheckpointError: If its tokenizer.json is damaged.
+        CheckpointError: If its tokenizer.json is damaged, or of a model with more tokens.
         ContractError: If it lacks a token that the contract does not let be added.
     """
-    definition, first = _read(checkpoint)
-    known = {added["content"] for added in definition["added_tokens"]}
+    definition, known, first = _read(checkpoint)
     missing = [token for token in dict.fromkeys(contract.own_tokens) if token not in known]
     if not missing:
         return checkpoint
@@ -62,15 +61,42 @@ def _check_added(missing: list[str], contract: Contract, checkpoint: Checkpoint)
             )
 
 
-def _read(checkpoint: Checkpoint) -> tuple[dict[str, Any], int]:
-    """Its tokenizer.json, and the first id behind the tokenizer's own."""
+_Id = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Added(msgspec.Struct, frozen=True):
+    id: _Id
+    content: str
+
+
+class _Model(msgspec.Struct, frozen=True):
+    vocab: dict[str, _Id]
+
+
+class _Definition(msgspec.Struct, frozen=True):
+    """What of a tokenizer.json says which ids there are."""
+
+    added_tokens: list[_Added]
+    model: _Model
+
+
+def _read(checkpoint: Checkpoint) -> tuple[dict[str, Any], set[str], int]:
+    """Its tokenizer.json, the added tokens there, and the first id behind the tokenizer's own."""
     try:
         definition = json.loads(checkpoint.tokenizer)
-        added = [token["id"] for token in definition["added_tokens"]]
-        return definition, max([*definition["model"]["vocab"].values(), *added]) + 1
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        where = f"the {TOKENIZER} of {checkpoint.source.id}"
-        raise CheckpointError(f"{where} is damaged, or of an unknown kind: {e!r}") from e
+        found = msgspec.convert(definition, _Definition)
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(
+            f"the {TOKENIZER} of {checkpoint.source.id} is damaged, or of an unknown kind: {e}"
+        ) from e
+    added = {token.content: token.id for token in found.added_tokens}
+    first = 1 + max([*found.model.vocab.values(), *added.values()], default=-1)
+    if first > checkpoint.decoder.vocabulary:
+        raise CheckpointError(
+            f"the {TOKENIZER} of {checkpoint.source.id} has {first} ids, the embedding "
+            f"{checkpoint.decoder.vocabulary} rows: it is another model's"
+        )
+    return definition, set(added), first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +116,10 @@ class _Extended:
     @property
     def source(self) -> Source:
         return self.base.source
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         if name not in (EMBEDDING, HEAD):

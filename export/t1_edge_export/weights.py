@@ -46,7 +46,8 @@ def write_weights(
     for spec in held:
         for container in containers:
             container.skip(spec)
-        progress(spec.size)
+    if held:
+        progress(sum(spec.size for spec in held))
     fresh: list[Written] = []
     digest, loose = hashlib.sha256(), 0
     for slab in encode(checkpoint, encodings, quantizer, without={spec.name for spec in held}):

@@ -55,7 +55,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # Far above any decoder's: a damaged file must not have us list a billion tensors.
 _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 _Layers = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 
 
 class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

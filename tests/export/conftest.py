@@ -1,13 +1,61 @@
 """Fixtures of the export room."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.decoder import tensors
+from t1_edge_export.gguf_checkpoint import gguf_names
+from t1_edge_export.gguf_tokenizer import gguf_tokenizer
 from tiny import Tiny
 
 
 @pytest.fixture
 def checkpoint(tiny: Callable[..., Tiny]) -> Checkpoint:
     return open_checkpoint(tiny("llama").folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(
+    tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Writes the tiny Llama as other programs might: tiny_gguf(keys, tensors of its own)."""
+    import gguf
+
+    checkpoint = open_checkpoint(tiny("llama").folder)
+    decoder, tokenizer = checkpoint.decoder, gguf_tokenizer(checkpoint.tokenizer, 384)
+
+    def make(keys: Mapping[str, Any] = {}, extra: Mapping[str, Any] = {}) -> Path:
+        path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        plain = {
+            "llama.context_length": decoder.positions,
+            "llama.embedding_length": decoder.hidden,
+            "llama.block_count": decoder.layers,
+            "llama.feed_forward_length": decoder.intermediate,
+            "llama.attention.head_count": decoder.heads,
+            "llama.attention.head_count_kv": decoder.kv_heads,
+            "llama.attention.layer_norm_rms_epsilon": decoder.norm_epsilon,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": tokenizer.pre,
+            "tokenizer.ggml.tokens": tokenizer.tokens,
+            "tokenizer.ggml.token_type": tokenizer.token_types,
+            "tokenizer.ggml.merges": tokenizer.merges,
+        }
+        for key, value in (plain | dict(keys)).items():
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        for spec in tensors(decoder):
+            stored = gguf_names(decoder)[spec.name]
+            writer.add_tensor(stored, checkpoint.rows(spec.name, 0, spec.shape[0]))
+        for name, weights in extra.items():
+            writer.add_tensor(name, weights)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from t1_edge.cli import options
-from t1_edge.cli.output import progress, put_json, say
+from t1_edge.cli.output import put_json, say
+from t1_edge_export.cli.quantizing import quantizing
 
 if TYPE_CHECKING:
     from t1_edge_export.plan import Plan
@@ -109,7 +110,6 @@ def export(
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.contracts import contract_beside, find_contract
-    from t1_edge_export.decoder import weight_count
     from t1_edge_export.pipeline import Request
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
@@ -156,7 +156,7 @@ def export(
         resume=resume,
         allow_drift=allow_drift,
     )
-    with progress(weight_count(opened.decoder), "quantizing") as update:
+    with quantizing(opened) as update:
         build = write(opened, request, say=say, progress=update)
     if as_json:
         sizes = {format: build.size(format) for format in build.manifest.formats}

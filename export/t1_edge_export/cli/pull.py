@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from t1_edge.cli import options
-from t1_edge.cli.output import progress, put_json, say
+from t1_edge.cli.output import put_json, say
+from t1_edge_export.cli.quantizing import quantizing
 
 if TYPE_CHECKING:
     from t1_edge.build import Build
@@ -51,7 +52,6 @@ def model_build(model: "Model", *, fresh: bool = False) -> "Build":
     Raises:
         T1Error: Whatever pulling and exporting raise.
     """
-    from t1_edge_export.decoder import weight_count
     from t1_edge_export.models import formats_here
     from t1_edge_export.pipeline import export
 
@@ -61,5 +61,5 @@ def model_build(model: "Model", *, fresh: bool = False) -> "Build":
         return build
     checkpoint = model.open(say)
     request = model.request(checkpoint, formats)
-    with progress(weight_count(checkpoint.decoder), "quantizing") as update:
+    with quantizing(checkpoint) as update:
         return export(checkpoint, request, say=say, progress=update)

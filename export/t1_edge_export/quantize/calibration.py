@@ -111,7 +111,7 @@ def _row(line: bytes, where: str, codec: Codec) -> tuple[int, ...]:
             document = msgspec.convert(fields, _Document)
             return (*codec.document(document.document).tokens, codec.emb_id)
         found = msgspec.convert(fields, _Query)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise CheckpointError(
             f'{where} is neither {{"query": ..., "thought": ...}} nor {{"document": ...}}: {e}'
         ) from e

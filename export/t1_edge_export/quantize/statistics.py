@@ -7,6 +7,7 @@ squares by channel, and `<name>.counts`, the tokens
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
 from t1_edge.errors import CheckpointError, ExportError
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.checkpoint import Checkpoint, check_finite
 from t1_edge_export.decoder import TensorSpec, tensors
-from t1_edge_export.gguf_checkpoint import gguf_names, open_gguf
+from t1_edge_export.gguf_checkpoint import gguf_names
+from t1_edge_export.gguf_file import open_gguf
 from t1_edge_export.reference import Reference
 
 Float32Array = NDArray[np.float32]
@@ -60,11 +62,22 @@ class Statistics:
         Raises:
             ExportError: If the file cannot be written.
         """
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            self._write(partial, decoder)
+            partial.replace(path)
+        except OSError as e:
+            raise ExportError(f"cannot write {path}: {e.strerror or e}") from e
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+    def _write(self, path: Path, decoder: Decoder) -> None:
         import gguf
 
         names = gguf_names(decoder)
+        writer = gguf.GGUFWriter(path, decoder.family)
         try:
-            writer = gguf.GGUFWriter(path, decoder.family)
             writer.add_type(_TYPE)
             writer.add_array("imatrix.datasets", [self.dataset])
             writer.add_uint32("imatrix.chunk_count", 1)
@@ -76,9 +89,8 @@ class Statistics:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
+        finally:
             writer.close()
-        except OSError as e:
-            raise ExportError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def collect(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Statistics:
@@ -110,19 +122,19 @@ def read_statistics(path: Path, decoder: Decoder) -> Statistics:
         CheckpointError: If the file is damaged, or lacks a linear layer of the decoder.
         MissingExtraError: If the gguf package is not installed.
     """
-    reader = open_gguf(path)
-    stored = {t.name: np.asarray(t.data, np.float32).reshape(-1) for t in reader.tensors}
+    file = open_gguf(path)
+    stored = {name: t.rows(0, t.shape[0]).reshape(-1) for name, t in file.tensors.items()}
     names = gguf_names(decoder)
     linear = [spec for spec in tensors(decoder) if spec.role == "linear"]
     counts = [stored.get(names[spec.name] + _COUNTS, np.zeros(1, np.float32)) for spec in linear]
-    datasets = reader.get_field("imatrix.datasets")
+    datasets = file.keys.get("imatrix.datasets")
     return Statistics(
         importance={
             spec.name: _mean(stored, names[spec.name], spec, count, path)
             for spec, count in zip(linear, counts, strict=True)
         },
         tokens=int(max(count.max(initial=0) for count in counts)),
-        dataset=", ".join(map(str, datasets.contents())) if datasets else path.name,
+        dataset=", ".join(map(str, datasets)) if isinstance(datasets, list) else path.name,
     )
 
 
@@ -137,5 +149,7 @@ def _mean(
         )
     if count.size != 1 or not count[0] > 0 or not np.isfinite(squares).all() or squares.min() < 0:
         raise CheckpointError(f"{path} is damaged: the statistics of {name} are no mean squares")
-    means: Float32Array = squares / count[0]
+    with np.errstate(over="ignore"):  # a tiny count
+        means: Float32Array = squares / count[0]
+    check_finite(means, name, path)
     return means

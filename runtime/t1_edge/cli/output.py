@@ -5,11 +5,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from t1_edge.cli.pace import Pace
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
 _SECONDS_BETWEEN_LINES: Final = 5.0
+_BAR_WIDTH: Final = 20  # leaves room for the pace in 80 columns
 
 
 _CLEAR_LINE: Final = "\r\x1b[K"
@@ -28,35 +34,60 @@ def put_json(data: object) -> None:
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every few seconds elsewhere.
+def progress(
+    total: int,
+    label: str,
+    *,
+    in_bytes: bool = False,
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every few seconds elsewhere, with the rate and the time left.
+
+    Work that is done within those seconds says nothing elsewhere.
 
     Args:
         total: Steps in all.
-        label: What the steps are.
+        label: What is being done.
+        in_bytes: Whether a step is a byte; they are shown in MB or GB.
+        now: A clock, in seconds.
 
     Yields:
         A function to call with the number of steps just done.
     """
-    if sys.stderr.isatty():
-        with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-            _bars.append(label)
-            try:
-                yield bar.update
-            finally:
-                _bars.pop()
-    else:
-        yield _lines(total, label)
+    pace = Pace(total, in_bytes=in_bytes, now=now)
+    if not sys.stderr.isatty():
+        yield _lines(pace, label, now)
+        return
+    made: ProgressBar[int] = click.progressbar(
+        length=total,
+        label=label,
+        file=sys.stderr,
+        width=_BAR_WIDTH,
+        show_eta=False,
+        show_percent=False,
+        item_show_func=lambda item: str(pace),
+    )
+    with made as bar:
+
+        def update(steps: int) -> None:
+            pace.add(steps)
+            bar.update(steps)
+
+        _bars.append(label)
+        try:
+            yield update
+        finally:
+            _bars.pop()
 
 
-def _lines(total: int, label: str) -> Callable[[int], None]:
-    done, spoken = 0, time.monotonic()
+def _lines(pace: Pace, label: str, now: Callable[[], float]) -> Callable[[int], None]:
+    spoken = now()
 
     def update(steps: int) -> None:
-        nonlocal done, spoken
-        done += steps
-        if time.monotonic() - spoken >= _SECONDS_BETWEEN_LINES:
-            spoken = time.monotonic()
-            say(f"{label}: {done * 100 // max(total, 1)} %")
+        nonlocal spoken
+        pace.add(steps)
+        if now() - spoken >= _SECONDS_BETWEEN_LINES:
+            spoken = now()
+            say(f"{label} {pace}")
 
     return update
