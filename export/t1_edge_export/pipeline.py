@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -31,11 +31,14 @@ from t1_edge.errors import ExportError, GateError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import Encoding
 from t1_edge_export.formats import choose_encodings, open_container, require_writer
 from t1_edge_export.gate import golden_rows, measure, misses
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.plan import memory_to_write
+from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
+from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.room import check_memory, free_memory
 from t1_edge_export.staging import Staging, staged
 from t1_edge_export.vocabulary import with_tokens
@@ -53,6 +56,8 @@ class Request:
         formats: Engines to write for.
         profile: How to quantize.
         quantizer: How `portable` rounds the linear layers; a new one for each export.
+        budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
+            as fit. All of them have 4 if None.
         force: Replace a build that stands at the destination.
         resume: Go on where an export that was interrupted stood.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
@@ -64,6 +69,7 @@ class Request:
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
     quantizer: Quantizer = SEARCH
+    budget: Budget | None = None
     force: bool = False
     resume: bool = False
     allow_drift: bool = False
@@ -90,30 +96,33 @@ def export(
     Raises:
         CheckpointError: If a tensor cannot be read, or quantized.
         ExportError: If the destination exists or cannot be written, disk or memory are too small,
-            what is to be resumed was another request's, or the profile rounds nothing and a
-            calibrated quantizer is given.
+            what is to be resumed was another request's, the budget cannot be met, or the profile
+            rounds nothing and a calibrated quantizer or a budget is given.
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
     if request.profile == "float" and request.quantizer.calibration:
         raise ExportError("the profile float rounds nothing: leave the calibration out")
+    if request.profile == "float" and request.budget:
+        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
     for format in request.formats:
         require(format)
         require_writer(format)
     checkpoint = with_tokens(checkpoint, request.contract.added_tokens)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
     check_memory("writing", memory_to_write(checkpoint.decoder), free_memory())
+    eight_bit = _eight_bit(checkpoint, request, say)
     with staged(
         request.destination,
         force=request.force,
         resume=request.resume,
-        request=_key(checkpoint, request),
+        request=_key(checkpoint, request, eight_bit),
         say=say,
     ) as staging:
         directory = staging.directory
         (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
         say(f"writing {' and '.join(request.formats)}")
-        weights = _write(staging, checkpoint, request, progress)
+        weights = _write(staging, checkpoint, request, eight_bit, progress)
         say("asking the float reference for golden vectors")
         golden = golden_rows(checkpoint, codec)
         golden.save(directory / GOLDEN)
@@ -127,21 +136,44 @@ def export(
             request.profile,
         )
         verification = _enforce(figures, request.allow_drift)
-        manifest = _manifest(directory, checkpoint, request, verification, weights)
+        manifest = _manifest(directory, checkpoint, request, eight_bit, verification, weights)
         (directory / MANIFEST).write_bytes(manifest.to_json())
     return Build(request.destination)
 
 
+def _eight_bit(
+    checkpoint: Checkpoint, request: Request, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """The linear layers that get 8 bits within the budget."""
+    if request.budget is None:
+        return ()
+    decoder = checkpoint.decoder
+    metadata = _metadata(checkpoint, request, choose_encodings(decoder, request.profile))
+    limit = find_limit(request.budget, decoder, request.formats, metadata)
+    say("measuring what 4 bits cost each linear layer")
+    order = by_worth(checkpoint, request.quantizer.importance())
+    return choose_eight_bit(decoder, limit, order)
+
+
+def _metadata(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encoding]) -> bytes:
+    """What stands before the tensors of the GGUF, if there is to be one."""
+    if "gguf" not in request.formats:
+        return b""
+    text, source = checkpoint.tokenizer, checkpoint.source
+    return gguf_metadata(checkpoint.decoder, encodings, text, request.name, source)
+
+
 def _write(
-    staging: Staging, checkpoint: Checkpoint, request: Request, progress: Callable[[int], None]
+    staging: Staging,
+    checkpoint: Checkpoint,
+    request: Request,
+    eight_bit: Sequence[str],
+    progress: Callable[[int], None],
 ) -> str:
     """Write the files of every format; the sha256 of the quantized weights."""
     decoder = checkpoint.decoder
-    encodings = choose_encodings(decoder, request.profile)
-    metadata = b""
-    if "gguf" in request.formats:
-        text, source = checkpoint.tokenizer, checkpoint.source
-        metadata = gguf_metadata(decoder, encodings, text, request.name, source)
+    encodings = choose_encodings(decoder, request.profile, eight_bit)
+    metadata = _metadata(checkpoint, request, encodings)
     with ExitStack() as stack:
         containers = [
             open_container(format, staging.directory, decoder, encodings, metadata)
@@ -157,7 +189,7 @@ def _write(
     return weights
 
 
-def _key(checkpoint: Checkpoint, request: Request) -> str:
+def _key(checkpoint: Checkpoint, request: Request, eight_bit: Sequence[str]) -> str:
     """Changes with everything that decides the bytes of a build."""
     parts = [
         __version__,
@@ -168,6 +200,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
         request.profile,
         *request.formats,
         request.quantizer.calibration,
+        *eight_bit,
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -176,6 +209,7 @@ def _manifest(
     directory: Path,
     checkpoint: Checkpoint,
     request: Request,
+    eight_bit: tuple[str, ...],
     verification: Verification,
     weights: str,
 ) -> Manifest:
@@ -183,7 +217,7 @@ def _manifest(
     decoder = checkpoint.decoder
     entries = {path.name: file_entry(path) for path in sorted(directory.iterdir())}
     tokenizer = entries[TOKENIZER].sha256
-    encodings = choose_encodings(decoder, request.profile)
+    encodings = choose_encodings(decoder, request.profile, eight_bit)
     manifest = Manifest(
         schema=SCHEMA,
         name=request.name,
@@ -193,6 +227,7 @@ def _manifest(
         contract=request.contract,
         formats=tuple(request.formats),
         encodings=dict(Counter(encodings.values())),
+        eight_bit=eight_bit,
         calibration=request.quantizer.calibration,
         files=entries,
         fingerprint=fingerprint(weights, tokenizer, request.contract, decoder),

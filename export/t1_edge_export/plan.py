@@ -20,8 +20,11 @@ from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import tensors, weight_count
 from t1_edge_export.formats import choose_encodings, file_sizes, open_container
+from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.journal import Journal
+from t1_edge_export.precision import Budget, choose_eight_bit, find_limit, linear_layers
 from t1_edge_export.quantize.quantizer import SEARCH
+from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.room import check_disk, check_memory, free_memory
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
@@ -62,8 +65,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an export will do.
 
     Attributes:
-        tensors: By block format.
-        files: Sizes in bytes by name; of the large files, to within the length of a few names.
+        tensors: By block format. Within a budget, of one choice that fills it: which linear layers
+            get 8 bits, and so how many, is known once their errors are measured.
+        files: Sizes in bytes by name; of the large files, to within the length of a few names, and
+            within a budget to what less than one more linear layer would have added.
         free_disk: Bytes that there are at the destination.
         memory: Bytes that are resident at most while the files are written.
         engine_memory: Bytes that the largest engine needs, which verifies them.
@@ -92,6 +97,7 @@ def make_plan(
     profile: Profile,
     formats: Sequence[Format],
     destination: Path,
+    budget: Budget | None = None,
 ) -> Plan:
     """Plan an export.
 
@@ -101,16 +107,26 @@ def make_plan(
         profile: How it is quantized.
         formats: What is written.
         destination: Where to.
+        budget: What the build may take, of the profile `portable`.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
-        ExportError: If llama.cpp does not know the tokenizer, or the destination cannot be written.
+        ExportError: If llama.cpp does not know the tokenizer, the destination cannot be written, or
+            the budget cannot be met.
     """
     encodings = choose_encodings(decoder, profile)
+    metadata = b""
+    if "gguf" in formats:
+        unknown = Source(id="", sha256="", licence="")
+        metadata = gguf_metadata(decoder, encodings, tokenizer, "", unknown)
+    if budget:
+        limit = find_limit(budget, decoder, formats, metadata)
+        chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
+        encodings = choose_encodings(decoder, profile, chosen)
     files = {TOKENIZER: len(tokenizer.encode())}
     engines = []
     for format in formats:
-        sizes = file_sizes(format, decoder, tokenizer, encodings)
+        sizes = file_sizes(format, decoder, encodings, metadata)
         engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
         files |= sizes
     parent = _nearest_folder(destination)
@@ -121,7 +137,7 @@ def make_plan(
         memory=memory_to_write(decoder),
         engine_memory=_BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),
-        seconds=_seconds(decoder, profile, formats, parent),
+        seconds=_seconds(decoder, profile, formats, parent, measured=budget is not None),
     )
 
 
@@ -158,7 +174,14 @@ def _nearest_folder(destination: Path) -> Path:
     return found
 
 
-def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], parent: Path) -> float:
+def _seconds(
+    decoder: Decoder,
+    profile: Profile,
+    formats: Sequence[Format],
+    parent: Path,
+    *,
+    measured: bool,
+) -> float:
     """To write a decoder: one random block of its widths is written, twice, to the same disk."""
     small = msgspec.structs.replace(decoder, layers=1, vocabulary=_PROBE_VOCABULARY)
     encodings = choose_encodings(small, profile)
@@ -167,6 +190,8 @@ def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], pare
         try:
             with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as folder:
                 began = time.perf_counter()
+                if measured:
+                    by_worth(_Noise(small), {})
                 _write_block(small, encodings, formats, Path(folder))
                 seconds = time.perf_counter() - began
         except OSError as e:

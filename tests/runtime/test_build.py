@@ -26,7 +26,7 @@ GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
 
 EXAMPLE = Manifest(
-    schema=3,
+    schema=4,
     name="example",
     profile="portable",
     source=Source(id="someone/something", sha256="ab" * 32, licence="Apache-2.0"),
@@ -46,7 +46,8 @@ EXAMPLE = Manifest(
     ),
     contract=Contract(query="Q: {text}", document="{text}", stop=("<|im_end|>",)),
     formats=("onnx",),
-    encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
+    encodings={"q8_0": 2, "q4_0": 13, "f32": 9},
+    eight_bit=("model.layers.0.self_attn.v_proj.weight",),
     calibration="importance: 256 rows of texts.jsonl",
     files={name: FileEntry(size=3, sha256="cd" * 32) for name in FILES},
     fingerprint="ef" * 16,
@@ -105,9 +106,9 @@ def _contract(**fields: object) -> bytes:
         (b"", "damaged"),
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b'{"schema": 3}', "missing required field"),
-        (_changed(schema=2), "schema 2, this t1-edge reads 3"),
-        (_changed(schema=4), "schema 4, this t1-edge reads 3"),
+        (b'{"schema": 4}', "missing required field"),
+        (_changed(schema=3), "schema 3, this t1-edge reads 4"),
+        (_changed(schema=5), "schema 5, this t1-edge reads 4"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
         (_changed(surprise=1), "unknown field `surprise`"),

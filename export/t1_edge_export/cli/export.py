@@ -1,5 +1,7 @@
 """`t1-edge export`: a checkpoint to a build."""
 
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,16 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r} is none of onnx, gguf")
     return formats
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise click.BadParameter(f"{text!r} is no size: say 900MB, or 2.5GB")
+    powers = {"": 0, "K": 1, "M": 2, "G": 3}
+    return int(Decimal(found[1]) * 1000 ** powers[found[2].upper()])
 
 
 @click.command()
@@ -64,6 +76,18 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     show_default=True,
     help="Best scale of each block, GPTQ over calibration texts, or plain rounding.",
 )
+@click.option(
+    "--bits",
+    type=float,
+    help="Bits of a weight of the linear layers, on average, 4.5 to 8.5: those that lose most to 4 "
+    "get 8.  [default: 4.5]",
+)
+@click.option(
+    "--target-size",
+    callback=_bytes,
+    metavar="SIZE",
+    help="What the larger format may take, as 900MB or 2.5GB, in place of --bits.",
+)
 @click.option("--contract", default="chat", show_default=True, help="A preset, or a JSON file.")
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
 @click.option("--resume", is_flag=True, help="Go on where an export that was interrupted stood.")
@@ -82,6 +106,8 @@ def export(
     calibration: str | None,
     save_statistics: Path | None,
     quantizer: Any,
+    bits: float | None,
+    target_size: int | None,
     contract: str,
     force: bool,
     resume: bool,
@@ -100,11 +126,16 @@ def export(
     from t1_edge_export.pipeline import Request
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
+    from t1_edge_export.precision import Budget
     from t1_edge_export.presets import find_contract
     from t1_edge_export.quantize.calibration import find_quantizer
     from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
+    if bits is not None and target_size is not None:
+        raise click.UsageError("--bits and --target-size exclude each other")
+    asked = bits is not None or target_size is not None
+    budget = Budget(bits=bits, size=target_size) if asked else None
     path = find_checkpoint(checkpoint)
     name = name or Path(checkpoint).stem
     found = find_contract(contract)
@@ -120,6 +151,7 @@ def export(
             profile=profile,
             formats=formats,
             destination=destination,
+            budget=budget,
         )
         _show(plan, as_json)
         check_room(plan)
@@ -136,6 +168,7 @@ def export(
         quantizer=find_quantizer(
             quantizer, calibration, opened, found, save=save_statistics, say=say
         ),
+        budget=budget,
         force=force,
         resume=resume,
         allow_drift=allow_drift,
