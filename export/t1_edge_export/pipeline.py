@@ -103,8 +103,6 @@ def export(
     """
     if request.profile == "float" and request.quantizer.calibration:
         raise ExportError("the profile float rounds nothing: leave the calibration out")
-    if request.profile == "float" and request.budget:
-        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
     for format in request.formats:
         require(format)
         require_writer(format)
@@ -149,9 +147,11 @@ def _eight_bit(
         return ()
     decoder = checkpoint.decoder
     metadata = _metadata(checkpoint, request, choose_encodings(decoder, request.profile))
-    limit = find_limit(request.budget, decoder, request.formats, metadata)
-    say("measuring what 4 bits cost each linear layer")
-    order = by_worth(checkpoint, request.quantizer.importance())
+    limit = find_limit(request.budget, decoder, request.profile, request.formats, metadata)
+    importance = request.quantizer.importance()
+    judged = "" if importance else ", by the weights alone"
+    say(f"measuring what 4 bits cost each linear layer{judged}")
+    order = by_worth(checkpoint, importance)
     return choose_eight_bit(decoder, limit, order)
 
 

@@ -65,10 +65,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an export will do.
 
     Attributes:
-        tensors: By block format. Within a budget, of one choice that fills it: which linear layers
-            get 8 bits, and so how many, is known once their errors are measured.
-        files: Sizes in bytes by name; of the large files, to within the length of a few names, and
-            within a budget to what less than one more linear layer would have added.
+        tensors: By block format.
+        within_budget: Whether 8 bits go to the layers that lose most to 4, which is measured while
+            the export runs. Until then the figures are of another choice that fills the budget: it
+            has other counts of tensors, and sizes that differ by less than a layer's.
+        files: Sizes in bytes by name; of the large files, to within the length of a few names.
         free_disk: Bytes that there are at the destination.
         memory: Bytes that are resident at most while the files are written.
         engine_memory: Bytes that the largest engine needs, which verifies them.
@@ -77,6 +78,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tensors: tuple[Tensors, ...]
+    within_budget: bool
     files: dict[str, int]
     free_disk: int
     memory: int
@@ -120,7 +122,7 @@ def make_plan(
         unknown = Source(id="", sha256="", licence="")
         metadata = gguf_metadata(decoder, encodings, tokenizer, "", unknown)
     if budget:
-        limit = find_limit(budget, decoder, formats, metadata)
+        limit = find_limit(budget, decoder, profile, formats, metadata)
         chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
         encodings = choose_encodings(decoder, profile, chosen)
     files = {TOKENIZER: len(tokenizer.encode())}
@@ -132,6 +134,7 @@ def make_plan(
     parent = _nearest_folder(destination)
     return Plan(
         tensors=_count(decoder, encodings),
+        within_budget=budget is not None,
         files=files,
         free_disk=shutil.disk_usage(parent).free,
         memory=memory_to_write(decoder),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from t1_edge.build import Decoder, Format
+from t1_edge.build import Decoder, Format, Profile
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import TensorSpec, tensors
@@ -52,20 +52,28 @@ class Limit:
 
 
 def find_limit(
-    budget: Budget, decoder: Decoder, formats: Sequence[Format], metadata: bytes
+    budget: Budget,
+    decoder: Decoder,
+    profile: Profile,
+    formats: Sequence[Format],
+    metadata: bytes,
 ) -> Limit:
     """What a budget means for a decoder.
 
     Args:
         budget: What is wanted.
         decoder: The shape of the model.
+        profile: How it is quantized.
         formats: What is written.
         metadata: What stands before the tensors of a GGUF; as long as it will be.
 
     Raises:
         CheckpointError: If blocks do not divide a tensor.
-        ExportError: If all layers at 4 bits are above the budget, or all at 8 below it.
+        ExportError: If all layers at 4 bits are above the budget, or all at 8 below it, or the
+            profile rounds nothing.
     """
+    if profile == "float":
+        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
     if budget.bits is not None:
         return _limit_of_bits(budget.bits, decoder)
 

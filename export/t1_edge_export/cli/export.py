@@ -192,6 +192,11 @@ def _show(plan: "Plan", as_json: bool) -> None:
 
     for part in plan.tensors:
         click.echo(f"{part.encoding:<12}{part.count:>5} tensors {part.weights:>15,} weights")
+    if plan.within_budget:
+        click.echo(
+            "which linear layers get 8 bits is measured while it exports: these are of another "
+            "choice, of about the same size"
+        )
     for name, size in plan.files.items():
         click.echo(f"{name:<20}{in_gigabytes(size):>10}")
     click.echo(f"disk: {in_gigabytes(plan.disk)} of {in_gigabytes(plan.free_disk)} that are free")
