@@ -1,5 +1,7 @@
 """The model card of a build, written from its manifest."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from t1_edge.build import CUDA_GRAPH, EngineFigures, Manifest
@@ -22,6 +24,8 @@ def _front_matter(manifest: Manifest) -> str:
 def _summary(manifest: Manifest) -> str:
     decoder, source = manifest.decoder, manifest.source
     counts = ", ".join(f"{n} tensors {encoding}" for encoding, n in manifest.encodings.items())
+    if manifest.eight_bit:
+        counts += f"; of the linear layers, {_by_kind(manifest.eight_bit)} are q8_0"
     if manifest.calibration:
         counts += f"; calibrated with {manifest.calibration}"
     commit = f" (commit {source.revision})" if source.revision else ""
@@ -33,6 +37,12 @@ def _summary(manifest: Manifest) -> str:
         f"dimensions. Profile `{manifest.profile}` ({counts}).",
     ]
     return "\n".join([*lines, *(["", source.note] if source.note else [])])
+
+
+def _by_kind(tensors: Sequence[str]) -> str:
+    """How many tensors there are of each projection: "3 v_proj, 1 down_proj"."""
+    kinds = Counter(name.split(".")[-2] for name in tensors)
+    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
 
 
 def _use(manifest: Manifest) -> str:

@@ -1,13 +1,13 @@
 """The formats that a build may hold: what their tensors are stored as, and what writes them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from t1_edge.build import GGUF_MODEL, ONNX_WEIGHTS, Decoder, Format, Profile, Source
+from t1_edge.build import GGUF_MODEL, ONNX_WEIGHTS, Decoder, Format, Profile
 from t1_edge.errors import CheckpointError, ExportError, MissingExtraError
 from t1_edge_export.audit import Weights
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
@@ -19,13 +19,21 @@ _ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
 }
 
 
-def choose_encodings(decoder: Decoder, profile: Profile) -> dict[str, Encoding]:
+def choose_encodings(
+    decoder: Decoder, profile: Profile, eight_bit: Iterable[str] = ()
+) -> dict[str, Encoding]:
     """Block format by tensor name.
+
+    Args:
+        decoder: The shape of the model.
+        profile: How it is quantized.
+        eight_bit: Linear layers that are Q8_0, whatever the profile says.
 
     Raises:
         CheckpointError: If the blocks of a format do not divide a tensor.
     """
     encodings = {spec.name: _ENCODINGS[profile][spec.role] for spec in tensors(decoder)}
+    encodings |= dict.fromkeys(eight_bit, "q8_0")
     for spec in tensors(decoder):
         if encodings[spec.name] != "f32" and spec.shape[-1] % BLOCK:
             raise CheckpointError(
@@ -117,22 +125,19 @@ def read_back(
 def file_sizes(
     format: Format,
     decoder: Decoder,
-    tokenizer: str,
     encodings: Mapping[str, Encoding],
+    metadata: bytes,
     *,
     cuda: bool = False,
 ) -> dict[str, int]:
-    """Bytes of a format's files, by name; to within the length of a few names.
+    """Bytes of a format's files, by name.
 
     Args:
         format: Which.
         decoder: The shape of the model.
-        tokenizer: The text of tokenizer.json.
         encodings: Block format by tensor name.
+        metadata: What stands before the tensors of a GGUF; as long as it will be.
         cuda: With ONNX's graph for CUDA.
-
-    Raises:
-        ExportError: If llama.cpp does not know the tokenizer.
     """
     if format == "onnx":
         from t1_edge_export.onnx_graph import GraphWriter
@@ -150,9 +155,6 @@ def file_sizes(
             for name, activations in graphs(cuda).items()
         }
         return sizes | {ONNX_WEIGHTS: max(m.end for m in matrices.values())}
-    from t1_edge_export.gguf_metadata import gguf_metadata
     from t1_edge_export.gguf_writer import lay_out_gguf
 
-    unknown = Source(id="", sha256="", licence="")
-    metadata = gguf_metadata(decoder, encodings, tokenizer, "", unknown)
     return {GGUF_MODEL: lay_out_gguf(decoder, encodings, metadata).size}

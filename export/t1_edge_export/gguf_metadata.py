@@ -1,6 +1,7 @@
 """What stands before the data of a GGUF: the model's shape, its tokenizer, where tensors lie."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -86,8 +87,8 @@ def _describe(
     writer.add_source_url(source.id)
     writer.add_license(source.licence)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    widest = encodings[next(s.name for s in tensors(decoder) if s.role == "linear")]
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[widest]])
+    linear = Counter(encodings[s.name] for s in tensors(decoder) if s.role == "linear")
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[linear.most_common(1)[0][0]]])
     writer.add_block_count(decoder.layers)
     writer.add_context_length(decoder.positions)
     writer.add_embedding_length(decoder.hidden)

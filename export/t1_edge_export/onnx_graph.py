@@ -115,11 +115,12 @@ class GraphWriter:
 
     def _attention(self, layer: int, normed: str) -> str:
         decoder = self._decoder
-        query = self._multiply(normed, layer_name(layer, "self_attn.q_proj"))
-        key = value = ""  # Llama: queries, keys and values leave one matrix together
+        names = [layer_name(layer, f"self_attn.{which}_proj") for which in "qkv"]
+        query = self._multiply(normed, names[0])
+        key = value = ""  # where they leave one matrix together with the queries
+        if names[1] not in self._matrices[names[0]].parts:
+            key, value = (self._multiply(normed, name) for name in names[1:])
         if decoder.qk_norm:
-            key = self._multiply(normed, layer_name(layer, "self_attn.k_proj"))
-            value = self._multiply(normed, layer_name(layer, "self_attn.v_proj"))
             query = self._head_norm(query, layer_name(layer, "self_attn.q_norm"), decoder.heads)
             key = self._head_norm(key, layer_name(layer, "self_attn.k_norm"), decoder.kv_heads)
         cache = [f"past_key.{layer}", f"past_value.{layer}"]

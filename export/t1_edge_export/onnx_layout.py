@@ -1,7 +1,7 @@
 """Where each matrix lies in weights.bin, and how its rows are packed there.
 
-Codes come before scales, each as one region a matrix. Projections that read the same input are one
-matrix where the graph multiplies them in one node, so their tensors' regions touch.
+Codes come before scales, each as one region a matrix. Queries, keys and values are one matrix where
+the graph can multiply them in one node: where nothing norms them apart, and they have one encoding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -81,7 +81,7 @@ def lay_out(decoder: Decoder, encodings: Mapping[str, Encoding]) -> dict[str, Ma
     """
     places: dict[str, Matrix] = {}
     at = 0
-    for shape in _shapes(decoder):
+    for shape in _shapes(decoder, encodings):
         matrix = _place(shape, encodings, at)
         places |= dict.fromkeys(shape.parts, matrix)
         at = aligned(matrix.end, _ALIGN)
@@ -110,10 +110,10 @@ def unpack_codes(stored: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
     return stored
 
 
-def _shapes(decoder: Decoder) -> Iterator[_Shape]:
+def _shapes(decoder: Decoder, encodings: Mapping[str, Encoding]) -> Iterator[_Shape]:
     yield _Shape(parts={EMBEDDING: 0}, rows=decoder.vocabulary, width=decoder.hidden)
     for layer in range(decoder.layers):
-        for part, rows, width in _projections(decoder):
+        for part, rows, width in _projections(decoder, layer, encodings):
             names = [layer_name(layer, name) for name in part]
             starts = np.cumsum([0, *rows]).tolist()
             yield _Shape(parts=dict(zip(names, starts, strict=False)), rows=sum(rows), width=width)
@@ -121,14 +121,17 @@ def _shapes(decoder: Decoder) -> Iterator[_Shape]:
         yield _Shape(parts={HEAD: 0}, rows=decoder.vocabulary, width=decoder.hidden)
 
 
-def _projections(decoder: Decoder) -> list[tuple[list[str], list[int], int]]:
+def _projections(
+    decoder: Decoder, layer: int, encodings: Mapping[str, Encoding]
+) -> list[tuple[list[str], list[int], int]]:
     """Matrices of a block: parts, their rows, and the width."""
     hidden, inner = decoder.hidden, decoder.intermediate
     q, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
     qkv: list[tuple[list[str], list[int], int]]
+    mixed = len({encodings[layer_name(layer, name)] for name in names}) > 1
     # Queries and keys that are normed by head have to leave the multiplication separately.
-    if decoder.qk_norm:
+    if decoder.qk_norm or mixed:
         qkv = [([name], [rows], hidden) for name, rows in zip(names, (q, kv, kv), strict=True)]
     else:
         qkv = [(names, [q, kv, kv], hidden)]

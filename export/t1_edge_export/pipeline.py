@@ -3,12 +3,12 @@
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -28,11 +28,11 @@ from t1_edge.build import (
 )
 from t1_edge.contract import Codec, Contract
 from t1_edge.engines.select import require
-from t1_edge.errors import ExportError, GateError
+from t1_edge.errors import ExportError
 from t1_edge.tokenization import TextTokenizer
-from t1_edge_export.audit import relative_errors
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import Encoding
 from t1_edge_export.formats import (
     check_cuda,
     choose_encodings,
@@ -40,19 +40,19 @@ from t1_edge_export.formats import (
     read_back,
     require_writer,
 )
-from t1_edge_export.gate import Measured, measure, misses
+from t1_edge_export.gate import measure
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.plan import memory_to_write
+from t1_edge_export.precision import Budget, choose_eight_bit, eight_bit_layers, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
+from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
 from t1_edge_export.room import check_memory, free_memory
 from t1_edge_export.staging import Staging, staged
 from t1_edge_export.trial import ask_reference, golden
+from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights
-
-_NAMED: Final = 3
-"""Tensors that a miss names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,8 @@ class Request:
         formats: Engines to write for.
         profile: How to quantize.
         quantizer: How `portable` rounds the linear layers; a new one for each export.
+        budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
+            as fit. All of them have 4 if None.
         cuda: Write ONNX's graph for CUDA too. The gate does not run it.
         force: Replace a build that stands at the destination.
         resume: Go on where an export that was interrupted stood.
@@ -78,6 +80,7 @@ class Request:
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
     quantizer: Quantizer = SEARCH
+    budget: Budget | None = None
     cuda: bool = False
     force: bool = False
     resume: bool = False
@@ -105,8 +108,9 @@ def export(
     Raises:
         CheckpointError: If a tensor cannot be read, or quantized.
         ExportError: If the destination exists or cannot be written, disk or memory are too small,
-            what is to be resumed was another request's, the profile rounds nothing and a
-            calibrated quantizer is given, or there are no weights for a graph for CUDA.
+            what is to be resumed was another request's, the budget cannot be met, the profile
+            rounds nothing and a calibrated quantizer or a budget is given, or there are no weights
+            for a graph for CUDA.
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
@@ -120,17 +124,18 @@ def export(
     checkpoint = with_tokens(checkpoint, request.contract)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
     check_memory("writing", memory_to_write(checkpoint.decoder), free_memory())
+    encodings = _encodings(checkpoint, request, say)
     with staged(
         request.destination,
         force=request.force,
         resume=request.resume,
-        request=_key(checkpoint, request),
+        request=_key(checkpoint, request, encodings),
         say=say,
     ) as staging:
         directory = staging.directory
         (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
         say(f"writing {' and '.join(request.formats)}")
-        weights = _write(staging, checkpoint, request, progress)
+        weights = _write(staging, checkpoint, request, encodings, progress)
         say("asking the float reference for golden vectors")
         trial, truth = ask_reference(ReferenceEngine(checkpoint), codec)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)
@@ -144,22 +149,50 @@ def export(
             request.profile,
             scratch=staging.scratch,
         )
-        verification = _enforce(found, directory, checkpoint, request)
-        manifest = _manifest(directory, checkpoint, request, verification, weights)
+        read = partial(
+            read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
+        )
+        verification = judge(found, checkpoint, read, allow_drift=request.allow_drift)
+        manifest = _manifest(directory, checkpoint, request, encodings, verification, weights)
         (directory / MANIFEST).write_bytes(manifest.to_json())
     return Build(request.destination)
 
 
+def _encodings(
+    checkpoint: Checkpoint, request: Request, say: Callable[[str], None]
+) -> dict[str, Encoding]:
+    """Block format by tensor name, those linear layers measured that a budget is spent on."""
+    decoder = checkpoint.decoder
+    plain = choose_encodings(decoder, request.profile)
+    if request.budget is None:
+        return plain
+    metadata = _metadata(checkpoint, request, plain)
+    limit = find_limit(request.budget, decoder, request.profile, request.formats, metadata)
+    importance = request.quantizer.importance()
+    judged = "" if importance else ", by the weights alone"
+    say(f"measuring what 4 bits cost each linear layer{judged}")
+    chosen = choose_eight_bit(decoder, limit, by_worth(checkpoint, importance))
+    return choose_encodings(decoder, request.profile, chosen)
+
+
+def _metadata(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encoding]) -> bytes:
+    """What stands before the tensors of the GGUF, if there is to be one."""
+    if "gguf" not in request.formats:
+        return b""
+    text, source = checkpoint.tokenizer, checkpoint.source
+    return gguf_metadata(checkpoint.decoder, encodings, text, request.name, source)
+
+
 def _write(
-    staging: Staging, checkpoint: Checkpoint, request: Request, progress: Callable[[int], None]
+    staging: Staging,
+    checkpoint: Checkpoint,
+    request: Request,
+    encodings: Mapping[str, Encoding],
+    progress: Callable[[int], None],
 ) -> str:
     """Write the files of every format; the sha256 of the quantized weights."""
     decoder = checkpoint.decoder
-    encodings = choose_encodings(decoder, request.profile)
-    metadata = b""
-    if "gguf" in request.formats:
-        text, source = checkpoint.tokenizer, checkpoint.source
-        metadata = gguf_metadata(decoder, encodings, text, request.name, source)
+    metadata = _metadata(checkpoint, request, encodings)
     with ExitStack() as stack:
         containers = []
         for format in request.formats:
@@ -176,7 +209,7 @@ def _write(
     return weights
 
 
-def _key(checkpoint: Checkpoint, request: Request) -> str:
+def _key(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encoding]) -> str:
     """Changes with everything that decides the bytes of a build."""
     parts = [
         __version__,
@@ -188,6 +221,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
         *request.formats,
         str(request.cuda),
         request.quantizer.calibration,
+        *encodings.values(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -196,6 +230,7 @@ def _manifest(
     directory: Path,
     checkpoint: Checkpoint,
     request: Request,
+    encodings: Mapping[str, Encoding],
     verification: Verification,
     weights: str,
 ) -> Manifest:
@@ -203,7 +238,6 @@ def _manifest(
     decoder = checkpoint.decoder
     entries = {path.name: file_entry(path) for path in sorted(directory.iterdir())}
     tokenizer = entries[TOKENIZER].sha256
-    encodings = choose_encodings(decoder, request.profile)
     manifest = Manifest(
         schema=SCHEMA,
         name=request.name,
@@ -213,6 +247,7 @@ def _manifest(
         contract=request.contract,
         formats=tuple(request.formats),
         encodings=dict(Counter(encodings.values())),
+        eight_bit=eight_bit_layers(decoder, encodings),
         calibration=request.quantizer.calibration,
         files=entries,
         fingerprint=fingerprint(weights, tokenizer, request.contract, decoder),
@@ -221,36 +256,6 @@ def _manifest(
     )
     (directory / CARD).write_text(model_card(manifest), encoding="utf-8")
     return msgspec.structs.replace(manifest, files=entries | {CARD: file_entry(directory / CARD)})
-
-
-def _enforce(
-    found: Measured, directory: Path, checkpoint: Checkpoint, request: Request
-) -> Verification:
-    missed = misses(found.verification)
-    if missed and not request.allow_drift:
-        where = [
-            f"furthest from the reference in {format} are the texts {_quoted(worst)} and the "
-            f"tensors {_furthest(format, directory, checkpoint, request)}"
-            for format, worst in found.worst_texts.items()
-        ]
-        raise GateError(
-            f"not published, the build misses its bounds: {'; '.join([*missed, *where])}; "
-            "--allow-drift publishes it all the same"
-        )
-    return msgspec.structs.replace(found.verification, drift_allowed=bool(missed))
-
-
-def _furthest(format: Format, directory: Path, checkpoint: Checkpoint, request: Request) -> str:
-    """The tensors that lost most to rounding, as a share of themselves."""
-    decoder = checkpoint.decoder
-    encodings = choose_encodings(decoder, request.profile)
-    errors = relative_errors(checkpoint, read_back(format, directory, decoder, encodings))
-    worst = sorted(errors, key=errors.__getitem__, reverse=True)[:_NAMED]
-    return ", ".join(f"{name} ({errors[name]:.1%} off)" for name in worst)
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    return ", ".join(map(repr, texts))
 
 
 def _tools() -> dict[str, str]:

@@ -19,8 +19,11 @@ from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import tensors, weight_count
 from t1_edge_export.formats import check_cuda, choose_encodings, file_sizes, open_container
+from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.journal import Journal
+from t1_edge_export.precision import Budget, choose_eight_bit, find_limit, linear_layers
 from t1_edge_export.quantize.quantizer import SEARCH
+from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
@@ -62,6 +65,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         tensors: By block format.
+        within_budget: Whether 8 bits go to the layers that lose most to 4, which is measured while
+            the export runs. Until then the figures are of another choice that fills the budget: it
+            has other counts of tensors, and sizes that differ by less than a layer's.
         files: Sizes in bytes by name; of the large files, to within the length of a few names.
         free_disk: Bytes that there are at the destination.
         memory: Bytes that are resident at most while the files are written.
@@ -71,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tensors: tuple[Tensors, ...]
+    within_budget: bool
     files: dict[str, int]
     free_disk: int
     memory: int
@@ -91,6 +98,7 @@ def make_plan(
     profile: Profile,
     formats: Sequence[Format],
     destination: Path,
+    budget: Budget | None = None,
     cuda: bool = False,
 ) -> Plan:
     """Plan an export.
@@ -101,31 +109,41 @@ def make_plan(
         profile: How it is quantized.
         formats: What is written.
         destination: Where to.
+        budget: What the build may take, of the profile `portable`.
         cuda: With ONNX's graph for CUDA.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
         ExportError: If llama.cpp does not know the tokenizer, the destination cannot be written, or
-            there are no weights for a graph for CUDA.
+            the budget cannot be met, or there are no weights for a graph for CUDA.
     """
     if cuda:
         check_cuda(formats, profile)
     encodings = choose_encodings(decoder, profile)
+    metadata = b""
+    if "gguf" in formats:
+        unknown = Source(id="", sha256="", licence="")
+        metadata = gguf_metadata(decoder, encodings, tokenizer, "", unknown)
+    if budget:
+        limit = find_limit(budget, decoder, profile, formats, metadata)
+        chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
+        encodings = choose_encodings(decoder, profile, chosen)
     files = {TOKENIZER: len(tokenizer.encode())}
     engines = []
     for format in formats:
-        sizes = file_sizes(format, decoder, tokenizer, encodings, cuda=cuda)
+        sizes = file_sizes(format, decoder, encodings, metadata, cuda=cuda)
         engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
         files |= sizes
     parent = nearest_folder(destination)
     return Plan(
         tensors=_count(decoder, encodings),
+        within_budget=budget is not None,
         files=files,
         free_disk=shutil.disk_usage(parent).free,
         memory=memory_to_write(decoder),
         engine_memory=_BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),
-        seconds=_seconds(decoder, profile, formats, parent),
+        seconds=_seconds(decoder, profile, formats, parent, measured=budget is not None),
     )
 
 
@@ -154,7 +172,14 @@ def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors
     )
 
 
-def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], parent: Path) -> float:
+def _seconds(
+    decoder: Decoder,
+    profile: Profile,
+    formats: Sequence[Format],
+    parent: Path,
+    *,
+    measured: bool,
+) -> float:
     """To write a decoder: one random block of its widths is written, twice, to the same disk."""
     small = msgspec.structs.replace(decoder, layers=1, vocabulary=_PROBE_VOCABULARY)
     encodings = choose_encodings(small, profile)
@@ -163,6 +188,8 @@ def _seconds(decoder: Decoder, profile: Profile, formats: Sequence[Format], pare
         try:
             with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as folder:
                 began = time.perf_counter()
+                if measured:
+                    by_worth(_Noise(small), {})
                 _write_block(small, encodings, formats, Path(folder))
                 seconds = time.perf_counter() - began
         except OSError as e:

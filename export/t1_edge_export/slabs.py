@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from t1_edge_export.quantize.blocks import quantize_q8_0
 from t1_edge_export.quantize.quantizer import Quantizer, RowQuantizer
 
 Float32Array = NDArray[np.float32]
+T = TypeVar("T")
 
 SLAB_WEIGHTS: Final = 8 * 2**20
 """Most weights of a slab: 32 MiB of float32, about twice that while they are quantized."""
@@ -45,11 +46,23 @@ def encode(
     Raises:
         CheckpointError: If a tensor cannot be read, or weights are too large for float16 scales.
     """
+    return in_order(_works(checkpoint, encodings, quantizer, without))
+
+
+def in_order(works: Iterator[Callable[[], T]]) -> Iterator[T]:
+    """Do pieces of work on every core.
+
+    Args:
+        works: They are drawn in order, by the caller's thread.
+
+    Yields:
+        What they give, in order. At most a few results wait to be taken.
+    """
     threads = available_threads()
-    due: deque[Future[Slab]] = deque()
+    due: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for work in _works(checkpoint, encodings, quantizer, without):
+            for work in works:
                 due.append(pool.submit(work))
                 if len(due) > threads:
                     yield due.popleft().result()
@@ -58,6 +71,35 @@ def encode(
         finally:
             for future in due:
                 future.cancel()
+
+
+def spans(spec: TensorSpec, head_dim: int) -> Iterator[range]:
+    """Rows of a tensor's slabs: whole heads, whose rows llama.cpp keeps in another order."""
+    rows = SLAB_WEIGHTS // spec.shape[-1] // head_dim * head_dim
+    step = spec.shape[0] if spec.role == "norm" else max(rows, head_dim)
+    for start in range(0, spec.shape[0], step):
+        yield range(start, min(start + step, spec.shape[0]))
+
+
+def quantize(
+    spec: TensorSpec, start: int, weights: Float32Array, q4_0: RowQuantizer | None
+) -> Slab:
+    """Quantize rows of a tensor.
+
+    Args:
+        spec: The tensor.
+        start: The first row.
+        weights: float32 [rows, in].
+        q4_0: What rounds to Q4_0; to Q8_0 if None.
+
+    Raises:
+        CheckpointError: If weights are too large for float16 scales.
+    """
+    codes, scales = q4_0(weights) if q4_0 else quantize_q8_0(weights)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(f"{spec.name} holds weights too large for float16 scales")
+    encoding: Encoding = "q4_0" if q4_0 else "q8_0"
+    return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)
 
 
 def _works(
@@ -71,15 +113,8 @@ def _works(
             continue
         encoding = encodings[spec.name]
         q4_0 = quantizer.q4_0(spec) if encoding == "q4_0" else None
-        step = _step(spec, checkpoint.decoder.head_dim)
-        for start in range(0, spec.shape[0], step):
-            yield partial(_encode, checkpoint, spec, encoding, q4_0, start, step)
-
-
-def _step(spec: TensorSpec, head_dim: int) -> int:
-    """Rows of a slab: whole heads, whose rows llama.cpp keeps in another order."""
-    rows = SLAB_WEIGHTS // spec.shape[-1] // head_dim * head_dim
-    return spec.shape[0] if spec.role == "norm" else max(rows, head_dim)
+        for rows in spans(spec, checkpoint.decoder.head_dim):
+            yield partial(_encode, checkpoint, spec, encoding, q4_0, rows)
 
 
 def _encode(
@@ -87,13 +122,9 @@ def _encode(
     spec: TensorSpec,
     encoding: Encoding,
     q4_0: RowQuantizer | None,
-    start: int,
-    step: int,
+    rows: range,
 ) -> Slab:
-    weights = checkpoint.rows(spec.name, start, min(start + step, spec.shape[0]))
+    weights = checkpoint.rows(spec.name, rows.start, rows.stop)
     if encoding == "f32":
-        return Slab(spec=spec, encoding=encoding, start=start, codes=weights)
-    codes, scales = q4_0(weights) if q4_0 else quantize_q8_0(weights)
-    if not np.isfinite(scales).all():
-        raise CheckpointError(f"{spec.name} holds weights too large for float16 scales")
-    return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)
+        return Slab(spec=spec, encoding=encoding, start=rows.start, codes=weights)
+    return quantize(spec, rows.start, weights, q4_0)

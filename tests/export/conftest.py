@@ -1,16 +1,21 @@
 """Fixtures of the export room."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from t1_edge.build import Build
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
-from tiny import Tiny
+from t1_edge_export.pipeline import Request, export
+from t1_edge_export.precision import Budget
+from t1_edge_export.presets import PRESETS
+from tiny import TINY_CONTRACT, Family, Tiny
 
 
 @pytest.fixture
@@ -59,3 +64,45 @@ def tiny_gguf(
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_mixed(
+    tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Family, Budget], Build]:
+    """Makes builds of tiny decoders within a budget, each once; the Qwen3 has a head of its own."""
+    root = tmp_path_factory.mktemp("tiny-mixed")
+
+    @cache
+    def build(family: Family, budget: Budget) -> Build:
+        name = f"{family}-{budget.bits}-{budget.size}"
+        request = Request(
+            name=name,
+            destination=root / name,
+            contract=TINY_CONTRACT,
+            budget=budget,
+            allow_drift=True,
+        )
+        return export(open_checkpoint(tiny(family, tied=family == "llama").folder), request)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def smollm2_at(
+    smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[float], Build]:
+    """Makes builds of SmolLM2 within bits, each once, in both formats."""
+    root = tmp_path_factory.mktemp("smollm2-at")
+
+    @cache
+    def build(bits: float) -> Build:
+        request = Request(
+            name="smollm2-135m",
+            destination=root / f"{bits}",
+            contract=PRESETS["chat"],
+            budget=Budget(bits=bits),
+        )
+        return export(open_checkpoint(smollm2_gguf), request)
+
+    return build

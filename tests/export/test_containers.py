@@ -17,6 +17,7 @@ from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.onnx_layout import Matrix, lay_out
 from t1_edge_export.onnx_writer import OnnxContainer
+from t1_edge_export.precision import Budget
 from tiny import KNOWN, Family, Tiny
 
 Float32Array = NDArray[np.float32]
@@ -54,7 +55,8 @@ def _encodings(build: Build) -> Mapping[str, Encoding]:
     wide: Encoding = "f32" if build.manifest.profile == "float" else "q8_0"
     narrow: Encoding = "f32" if build.manifest.profile == "float" else "q4_0"
     specs = tensors(build.manifest.decoder)
-    return {s.name: narrow if s.role == "linear" else wide for s in specs}
+    by_role = {s.name: narrow if s.role == "linear" else wide for s in specs}
+    return by_role | dict.fromkeys(build.manifest.eight_bit, "q8_0")
 
 
 @pytest.mark.parametrize("profile", ["float", "portable"])
@@ -67,6 +69,18 @@ def test_tiny_builds_hold_equal_weights(
 
 def test_smollm2_holds_equal_weights(smollm2: Build) -> None:
     _assert_equal_weights(smollm2)
+
+
+@pytest.mark.parametrize("bits", [5.0, 6.3, 8.5])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_mixed_builds_hold_equal_weights(
+    tiny_mixed: Callable[[Family, Budget], Build], family: Family, bits: float
+) -> None:
+    _assert_equal_weights(tiny_mixed(family, Budget(bits=bits)))
+
+
+def test_smollm2_holds_equal_weights_within_a_budget(smollm2_at: Callable[[float], Build]) -> None:
+    _assert_equal_weights(smollm2_at(5.5))
 
 
 def test_the_block_formats_are_the_promised_ones(smollm2: Build) -> None:

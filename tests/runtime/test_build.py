@@ -52,7 +52,8 @@ EXAMPLE = Manifest(
         query="Q: {text}", document="{text}", adds=("<emb_token>",), stop=("<|im_end|>",)
     ),
     formats=("onnx",),
-    encodings={"q8_0": 1, "q4_0": 14, "f32": 9},
+    encodings={"q8_0": 2, "q4_0": 13, "f32": 9},
+    eight_bit=("model.layers.0.self_attn.v_proj.weight",),
     calibration="importance: 256 rows of texts.jsonl",
     files={name: FileEntry(size=3, sha256="cd" * 32) for name in FILES},
     fingerprint="ef" * 16,

@@ -1,5 +1,7 @@
 """`t1-edge export`: a checkpoint to a build."""
 
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,16 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r} is none of onnx, gguf")
     return formats
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise click.BadParameter(f"{text!r} is no size: say 900MB, or 2.5GB")
+    powers = {"": 0, "K": 1, "M": 2, "G": 3}
+    return int(Decimal(found[1]) * 1000 ** powers[found[2].upper()])
 
 
 @click.command()
@@ -71,6 +83,18 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any
     help="Best scale of each block, GPTQ over calibration texts, or plain rounding.",
 )
 @click.option(
+    "--bits",
+    type=float,
+    help="Bits of a weight of the linear layers, on average, 4.5 to 8.5: those that lose most to 4 "
+    "get 8.  [default: 4.5]",
+)
+@click.option(
+    "--target-size",
+    callback=_bytes,
+    metavar="SIZE",
+    help="What the larger format may take, as 900MB or 2.5GB, in place of --bits.",
+)
+@click.option(
     "--contract",
     metavar="PRESET|FILE",
     help="A preset (chat, nano, mre-t1), or a file (.toml, .json, a t1.json).  [default: the "
@@ -94,6 +118,8 @@ def export(
     calibration: str | None,
     save_statistics: Path | None,
     quantizer: Any,
+    bits: float | None,
+    target_size: int | None,
     contract: str | None,
     force: bool,
     resume: bool,
@@ -113,11 +139,16 @@ def export(
     from t1_edge_export.pipeline import Request
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
+    from t1_edge_export.precision import Budget
     from t1_edge_export.quantize.calibration import find_quantizer
     from t1_edge_export.sources import find_source
     from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
+    if bits is not None and target_size is not None:
+        raise click.UsageError("--bits and --target-size exclude each other")
+    asked = bits is not None or target_size is not None
+    budget = Budget(bits=bits, size=target_size) if asked else None
     named = find_contract(contract) if contract else None  # before gigabytes are fetched
     source = find_source(checkpoint, say)
     name = name or source.name
@@ -135,6 +166,7 @@ def export(
             formats=formats,
             destination=destination,
             cuda=cuda,
+            budget=budget,
         )
         _show(plan, as_json)
         check_room(plan)
@@ -152,6 +184,7 @@ def export(
         quantizer=find_quantizer(
             quantizer, calibration, opened, found, save=save_statistics, say=say
         ),
+        budget=budget,
         force=force,
         resume=resume,
         allow_drift=allow_drift,
@@ -175,6 +208,11 @@ def _show(plan: "Plan", as_json: bool) -> None:
 
     for part in plan.tensors:
         click.echo(f"{part.encoding:<12}{part.count:>5} tensors {part.weights:>15,} weights")
+    if plan.within_budget:
+        click.echo(
+            "which linear layers get 8 bits is measured while it exports: these are of another "
+            "choice, of about the same size"
+        )
     for name, size in plan.files.items():
         click.echo(f"{name:<20}{in_gigabytes(size):>10}")
     click.echo(f"disk: {in_gigabytes(plan.disk)} of {in_gigabytes(plan.free_disk)} that are free")

@@ -13,7 +13,7 @@ from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
-from t1_edge_export.quantize.statistics import Statistics
+from t1_edge_export.quantize.statistics import Statistics, collect
 from t1_edge_export.reference import Reference
 
 Float32Array = NDArray[np.float32]
@@ -31,10 +31,13 @@ class Quantizer:
         q4_0: Takes a linear layer's tensor, and gives what quantizes rows of it. Layers come in the
             order of `decoder.tensors`, each once.
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
+        importance: Gives the mean squared input of each channel, float32 [in], by tensor name, to
+            judge layers by; nothing if it was calibrated with nothing. It may take long.
     """
 
     q4_0: Callable[[TensorSpec], RowQuantizer]
     calibration: str = ""
+    importance: Callable[[], Mapping[str, Float32Array]] = dict
 
 
 SEARCH: Final = Quantizer(q4_0=lambda spec: quantize_q4_0)
@@ -51,7 +54,11 @@ def weighted(statistics: Statistics) -> Quantizer:
     def q4_0(spec: TensorSpec) -> RowQuantizer:
         return partial(quantize_q4_0, importance=statistics.importance[spec.name])
 
-    return Quantizer(q4_0=q4_0, calibration=f"importance {statistics.digest}: {statistics.dataset}")
+    return Quantizer(
+        q4_0=q4_0,
+        calibration=f"importance {statistics.digest}: {statistics.dataset}",
+        importance=lambda: statistics.importance,
+    )
 
 
 def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Quantizer:
@@ -72,7 +79,11 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
             current.update(next(blocks))
         return partial(gptq_q4_0, factor=inverse_factor(current[spec.name]))
 
-    return Quantizer(q4_0=q4_0, calibration=f"GPTQ {_digest(rows)}: {dataset}")
+    return Quantizer(
+        q4_0=q4_0,
+        calibration=f"GPTQ {_digest(rows)}: {dataset}",
+        importance=lambda: collect(checkpoint, rows, dataset).importance,
+    )
 
 
 def _digest(rows: Sequence[Sequence[int]]) -> str:

@@ -1,0 +1,155 @@
+"""Mixed precision: which linear layers are Q8_0, and not Q4_0, within a budget."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from t1_edge.build import Decoder, Format, Profile
+from t1_edge.errors import ExportError
+from t1_edge_export.containers import Encoding
+from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.formats import choose_encodings, file_sizes
+from t1_edge_export.gguf_metadata import tensor_bytes
+
+LEAST_BITS: Final = 4.5
+MOST_BITS: Final = 8.5
+"""Of a weight in Q4_0 and in Q8_0, its share of a scale included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How large a build may become: in one of two measures.
+
+    Attributes:
+        bits: Most bits of a weight, the mean over all linear layers, shares of scales included:
+            what llama.cpp calls bits per weight. The embedding and the head are Q8_0 besides.
+        size: Most bytes of the files that one engine reads (`Build.size`), whichever reads more.
+
+    Raises:
+        ExportError: If there are both, or neither.
+    """
+
+    bits: float | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.size is None):
+            raise ExportError("a budget is either bits or a target size: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A budget, applied to a decoder.
+
+    Attributes:
+        cost: Bytes that count, by what the tensors are encoded as.
+        most: Bytes that there may be.
+    """
+
+    cost: Callable[[Mapping[str, Encoding]], int]
+    most: int
+
+
+def find_limit(
+    budget: Budget,
+    decoder: Decoder,
+    profile: Profile,
+    formats: Sequence[Format],
+    metadata: bytes,
+) -> Limit:
+    """What a budget means for a decoder.
+
+    Args:
+        budget: What is wanted.
+        decoder: The shape of the model.
+        profile: How it is quantized.
+        formats: What is written.
+        metadata: What stands before the tensors of a GGUF; as long as it will be.
+
+    Raises:
+        CheckpointError: If blocks do not divide a tensor.
+        ExportError: If all layers at 4 bits are above the budget, or all at 8 below it, or the
+            profile rounds nothing.
+    """
+    if profile == "float":
+        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
+    if budget.bits is not None:
+        return _limit_of_bits(budget.bits, decoder)
+
+    def cost(encodings: Mapping[str, Encoding]) -> int:
+        files = [file_sizes(format, decoder, encodings, metadata) for format in formats]
+        return max(sum(sizes.values()) for sizes in files)
+
+    everything = [spec.name for spec in linear_layers(decoder)]
+    least, most = (cost(choose_encodings(decoder, "portable", names)) for names in ([], everything))
+    size = budget.size or 0
+    if not least <= size <= most:
+        raise ExportError(
+            f"a target size of {size:,} bytes is out of reach: with all linear layers at 4 bits "
+            f"the larger format has {least:,} bytes, with all at 8 it has {most:,}"
+        )
+    return Limit(cost=cost, most=size)
+
+
+def choose_eight_bit(
+    decoder: Decoder, limit: Limit, order: Sequence[TensorSpec]
+) -> tuple[str, ...]:
+    """Give 8 bits to layers, one after the other, while they fit.
+
+    What a byte is worth falls along the order, so that no other choice of as many bytes has more
+    worth, and the bytes that stay free are fewer than a layer that was passed over needs: what the
+    best choice of all would gain beyond this one is less than such a layer's worth (Dantzig 1957).
+
+    Args:
+        decoder: The shape of the model.
+        limit: What fits.
+        order: The linear layers, those whose bytes are worth most first.
+
+    Returns:
+        Names of tensors, in the order of `decoder.tensors`.
+    """
+    names = [spec.name for spec in order]
+
+    def cost(chosen: Sequence[str]) -> int:
+        return limit.cost(choose_encodings(decoder, "portable", chosen))
+
+    # By halving: to lay out the files for every layer anew would take seconds.
+    counts = range(len(names) + 1)
+    first = bisect_right(counts, limit.most, key=lambda count: cost(names[:count])) - 1
+    chosen, used = names[:first], cost(names[:first])
+    for spec in order[first:]:
+        if used + _growth(spec) <= limit.most and cost([*chosen, spec.name]) <= limit.most:
+            chosen.append(spec.name)
+            used = cost(chosen)
+    return tuple(spec.name for spec in linear_layers(decoder) if spec.name in chosen)
+
+
+def eight_bit_layers(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[str, ...]:
+    """The linear layers that are Q8_0, by name, in the order of `decoder.tensors`."""
+    layers = (spec.name for spec in linear_layers(decoder))
+    return tuple(name for name in layers if encodings[name] == "q8_0")
+
+
+def linear_layers(decoder: Decoder) -> Iterator[TensorSpec]:
+    """The tensors among which a budget is spent."""
+    return (spec for spec in tensors(decoder) if spec.role == "linear")
+
+
+def _limit_of_bits(bits: float, decoder: Decoder) -> Limit:
+    if not LEAST_BITS <= bits <= MOST_BITS:
+        raise ExportError(
+            f"{bits} bits are out of reach: a weight has {LEAST_BITS} with all linear layers at 4 "
+            f"bits, {MOST_BITS} with all at 8"
+        )
+    layers = list(linear_layers(decoder))
+
+    def cost(encodings: Mapping[str, Encoding]) -> int:
+        return sum(tensor_bytes(spec, encodings[spec.name]) for spec in layers)
+
+    return Limit(cost=cost, most=int(bits * sum(spec.size for spec in layers) / 8))
+
+
+def _growth(spec: TensorSpec) -> int:
+    """Bytes that 8 bits add to a tensor in either format, alignment aside."""
+    return tensor_bytes(spec, "q8_0") - tensor_bytes(spec, "q4_0")

@@ -1,0 +1,58 @@
+"""Whether a build is published; and if not, where to look."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from t1_edge.build import Format, Verification
+from t1_edge.errors import GateError
+from t1_edge_export.audit import Weights, relative_errors
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.gate import Measured, misses
+
+_NAMED: Final = 3
+"""Tensors that a miss names."""
+
+
+def judge(
+    found: Measured,
+    checkpoint: Checkpoint,
+    read: Callable[[Format], Weights],
+    *,
+    allow_drift: bool,
+) -> Verification:
+    """What the manifest says of the gate.
+
+    Args:
+        found: What the gate measured.
+        checkpoint: The float weights.
+        read: Reads a format's weights back from its files; called for a miss alone.
+        allow_drift: Publish a build that misses its bounds.
+
+    Raises:
+        GateError: If it misses them; naming the texts that are furthest from the reference, and the
+            tensors that lost most to rounding.
+    """
+    missed = misses(found.verification)
+    if missed and not allow_drift:
+        where = [
+            f"furthest from the reference in {format} are the texts {_quoted(worst)} and the "
+            f"tensors {_furthest(checkpoint, read(format))}"
+            for format, worst in found.worst_texts.items()
+        ]
+        raise GateError(
+            f"not published, the build misses its bounds: {'; '.join([*missed, *where])}; "
+            "--allow-drift publishes it all the same"
+        )
+    return msgspec.structs.replace(found.verification, drift_allowed=bool(missed))
+
+
+def _furthest(checkpoint: Checkpoint, written: Weights) -> str:
+    errors = relative_errors(checkpoint, written)
+    worst = sorted(errors, key=errors.__getitem__, reverse=True)[:_NAMED]
+    return ", ".join(f"{name} ({errors[name]:.1%} off)" for name in worst)
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts))

@@ -1,0 +1,325 @@
+"""Mixed precision: budgets are kept to the byte, and 8 bits go where 4 would cost most."""
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+
+from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, Build
+from t1_edge.cli import main
+from t1_edge.errors import ExportError
+from t1_edge_export import pipeline
+from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.containers import Encoding, Slab
+from t1_edge_export.decoder import TensorSpec
+from t1_edge_export.gguf_checkpoint import gguf_names
+from t1_edge_export.pipeline import Request, export
+from t1_edge_export.plan import make_plan
+from t1_edge_export.precision import Budget, choose_eight_bit, find_limit, linear_layers
+from t1_edge_export.presets import PRESETS
+from t1_edge_export.quantize.blocks import Blocks, dequantize, quantize_q4_0, quantize_q8_0
+from t1_edge_export.quantize.sensitivity import by_worth
+from t1_edge_export.quantize.statistics import collect
+from tiny import TINY_CONTRACT, Family, Tiny, tokenizer_json
+
+
+def _kinds(build: Build) -> Mapping[str, str]:
+    """Block formats of the linear layers, as the GGUF has them."""
+    decoder = build.manifest.decoder
+    reader = gguf.GGUFReader(build.file(GGUF_MODEL))
+    stored = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    names = gguf_names(decoder)
+    return {spec.name: stored[names[spec.name]] for spec in linear_layers(decoder)}
+
+
+def _left(build: Build, bits: float) -> tuple[float, int]:
+    """Bytes that a budget of bits leaves free, and that the smallest layer of 4 bits would need."""
+    sizes = {spec.name: spec.size for spec in linear_layers(build.manifest.decoder)}
+    kinds = _kinds(build)
+    reader = gguf.GGUFReader(build.file(GGUF_MODEL))
+    names = {gguf_names(build.manifest.decoder)[name] for name in sizes}
+    used = sum(int(tensor.n_bytes) for tensor in reader.tensors if tensor.name in names)
+    narrow = [size // 2 for name, size in sizes.items() if kinds[name] == "Q4_0"]
+    return bits * sum(sizes.values()) / 8 - used, min(narrow, default=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("bits", [4.5, 5.0, 6.3])
+def test_bits_are_kept_to_the_byte(
+    tiny_mixed: Callable[[Family, Budget], Build], family: Family, bits: float
+) -> None:
+    left, smallest = _left(tiny_mixed(family, Budget(bits=bits)), bits)
+    assert 0 <= left < smallest
+
+
+def test_real_weights_are_kept_to_the_byte(smollm2_at: Callable[[float], Build]) -> None:
+    left, smallest = _left(smollm2_at(5.5), 5.5)
+    assert 0 <= left < smallest
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("share", [0.0, 0.37, 1.0])
+def test_a_target_size_is_kept_to_the_byte(
+    tiny: Callable[..., Tiny],
+    tiny_mixed: Callable[[Family, Budget], Build],
+    family: Family,
+    share: float,
+    tmp_path: Path,
+) -> None:
+    least, most = (_largest(tiny_mixed(family, Budget(bits=bits))) for bits in (4.5, 8.5))
+    size = least + int(share * (most - least))
+    build = tiny_mixed(family, Budget(size=size))
+    narrow = [name for name, kind in _kinds(build).items() if kind == "Q4_0"]
+    assert 0 <= size - _largest(build)
+    # One more would not have fitted: alignment, and nodes that queries, keys and values share.
+    assert not narrow or size - _largest(build) < build.manifest.decoder.hidden**2 + 2000
+    plan = make_plan(
+        build.manifest.decoder,
+        tokenizer_json(),
+        profile="portable",
+        formats=["onnx", "gguf"],
+        destination=tmp_path / "x",
+        budget=Budget(size=size),
+    )
+    assert plan.files["model.onnx"] + plan.files["weights.bin"] <= size
+
+
+def _largest(build: Build) -> int:
+    return max(build.size("onnx"), build.size("gguf"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_both_containers_have_8_bits_where_the_manifest_says(
+    tiny_mixed: Callable[[Family, Budget], Build], family: Family
+) -> None:
+    build = tiny_mixed(family, Budget(bits=5.0))
+    eight = set(build.manifest.eight_bit)
+    assert eight
+    assert {name for name, kind in _kinds(build).items() if kind == "Q8_0"} == eight
+    graph = onnx.load(build.file(ONNX_GRAPH), load_external_data=False).graph
+    bits = {
+        node.input[1].removesuffix(".codes"): attribute.i
+        for node in graph.node
+        for attribute in node.attribute
+        if node.op_type == "MatMulNBits" and attribute.name == "bits"
+    }
+    # Queries, keys and values of one encoding are one matrix, by the name of the first.
+    assert {name for name in eight if name in bits} == {
+        name for name, n in bits.items() if n == 8 and name.startswith("model.layers")
+    }
+    levels = {
+        attribute.i
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    }
+    assert levels == {4}
+    count = build.manifest.encodings["q8_0"]
+    assert count == len(eight) + (1 if build.manifest.decoder.tied else 2)
+    assert f"{len([n for n in eight if 'v_proj' in n])} v_proj" in (
+        build.path / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_the_order_is_the_error_by_the_byte(checkpoint: Checkpoint) -> None:
+    statistics = collect(checkpoint, [(5, 9, 260, 31), (7, 300, 2)], "two rows")
+    worth = {}
+    for spec in linear_layers(checkpoint.decoder):
+        weights = checkpoint.rows(spec.name, 0, spec.shape[0])
+        weigh = statistics.importance[spec.name].astype(np.float64)
+        four = _rounded(spec, "q4_0", quantize_q4_0(weights, statistics.importance[spec.name]))
+        eight = _rounded(spec, "q8_0", quantize_q8_0(weights))
+        gain = ((four - weights) ** 2 - (eight - weights) ** 2) @ weigh
+        worth[spec.name] = gain.sum() / (weights**2 @ weigh).sum() / (spec.size / 2)
+    found = [worth[spec.name] for spec in by_worth(checkpoint, statistics.importance)]
+    assert found == sorted(found, reverse=True)
+    assert len(found) == 21
+
+
+def _rounded(spec: TensorSpec, encoding: Encoding, blocks: Blocks) -> NDArray[np.float32]:
+    codes, scales = blocks
+    return dequantize(Slab(spec=spec, encoding=encoding, start=0, codes=codes, scales=scales))
+
+
+def test_without_statistics_weights_alone_are_judged(checkpoint: Checkpoint) -> None:
+    alike = {s.name: np.full(s.shape[1], 2, np.float32) for s in linear_layers(checkpoint.decoder)}
+    assert by_worth(checkpoint, {}) == by_worth(checkpoint, alike)
+
+
+def test_what_does_not_fit_is_passed_over(checkpoint: Checkpoint) -> None:
+    """The widest layers first: none fits, and the small ones behind them do."""
+    decoder = checkpoint.decoder
+    widest = sorted(linear_layers(decoder), key=lambda spec: -spec.size)
+    limit = find_limit(Budget(bits=4.6), decoder, "portable", ["onnx"], b"")
+    chosen = choose_eight_bit(decoder, limit, widest)
+    assert chosen == ("model.layers.0.self_attn.k_proj.weight",)
+
+
+@pytest.mark.parametrize("format", ["onnx", "gguf"])
+def test_cosines_rise_with_the_bits(
+    smollm2: Build, smollm2_at: Callable[[float], Build], format: str
+) -> None:
+    builds = [smollm2, smollm2_at(5.5), smollm2_at(8.5)]
+    means = [build.manifest.verification.engines[format].cosine_mean for build in builds]
+    assert means == sorted(means)
+    assert means[0] < means[1] - 0.004
+    assert means[2] > 0.995
+
+
+def test_the_choice_beats_chance(
+    smollm2_at: Callable[[float], Build],
+    smollm2_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many bytes of 8 bits, given to layers in a random order."""
+    measured = smollm2_at(5.5)
+    checkpoint = open_checkpoint(smollm2_gguf)
+    request = Request(
+        name="chance",
+        destination=tmp_path / "chance",
+        contract=PRESETS["chat"],
+        formats=["gguf"],
+        budget=Budget(bits=5.5),
+        force=True,
+    )
+    means = []
+    for seed in range(3):
+        layers = list(linear_layers(measured.manifest.decoder))
+        random.Random(seed).shuffle(layers)
+        monkeypatch.setattr(pipeline, "by_worth", lambda *_, order=layers: order)
+        found = export(checkpoint, request).manifest.verification
+        means.append(found.engines["gguf"].cosine_mean)
+    assert measured.manifest.verification.engines["gguf"].cosine_mean > max(means)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"bits": 4.4}, r"4\.4 bits are out of reach: .* 4\.5 .* 8\.5"),
+        ({"bits": 8.6}, "out of reach"),
+        ({"bits": float("nan")}, "out of reach"),
+        ({"size": 1000}, r"1,000 bytes is out of reach: .* \d+,\d+ bytes, .* \d+,\d+"),
+        ({"size": 10**9}, "out of reach"),
+        ({}, "give one of them"),
+        ({"bits": 5.0, "size": 10**6}, "give one of them"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(
+    budget: dict[str, float], message: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        _export(checkpoint, tmp_path / "x", budget=Budget(**budget))  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_float_build_has_no_budget(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="32 bits everywhere"):
+        _export(checkpoint, tmp_path / "x", profile="float", budget=Budget(bits=5))
+    with pytest.raises(ExportError, match="32 bits everywhere"):
+        make_plan(
+            checkpoint.decoder,
+            tokenizer_json(),
+            profile="float",
+            formats=["onnx"],
+            destination=tmp_path / "x",
+            budget=Budget(bits=5),
+        )
+
+
+def test_another_budget_does_not_go_on_with_what_was_left(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    def interrupted(count: int) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "x"
+    with pytest.raises(KeyboardInterrupt):
+        _export(checkpoint, target, budget=Budget(bits=5.5), progress=interrupted)
+    with pytest.raises(ExportError, match="other options"):
+        _export(checkpoint, target, budget=Budget(bits=5), resume=True)
+    resumed = _export(checkpoint, target, budget=Budget(bits=5.5), resume=True)
+    fresh = _export(checkpoint, tmp_path / "fresh", budget=Budget(bits=5.5))
+    assert resumed.manifest == fresh.manifest
+
+
+def _export(
+    checkpoint: Checkpoint,
+    destination: Path,
+    progress: Callable[[int], None] = lambda count: None,
+    **options: Any,
+) -> Build:
+    request = Request(
+        name="tiny",
+        destination=destination,
+        contract=TINY_CONTRACT,
+        formats=("onnx",),
+        allow_drift=True,
+        **options,
+    )
+    return export(checkpoint, request, progress=progress)
+
+
+@pytest.fixture
+def run(tiny: Callable[..., Tiny], tmp_path: Path) -> Callable[..., Result]:
+    contract = tmp_path / "contract.json"
+    contract.write_bytes(msgspec.json.encode(TINY_CONTRACT))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_bytes(b'{"query": "the north", "thought": "lake"}\n{"document": "the weather"}\n')
+
+    def invoke(*options: str) -> Result:
+        arguments = ["export", str(tiny("llama").folder), "--contract", str(contract)]
+        arguments += ["--output", str(tmp_path / "out"), "--format", "onnx", "--allow-drift"]
+        if "rtn" not in options:
+            arguments += ["--calibration", str(texts)]
+        return CliRunner().invoke(main, [*arguments, *options])
+
+    return invoke
+
+
+@pytest.mark.parametrize("quantizer", ["search", "gptq", "rtn"])
+def test_every_quantizer_takes_a_budget(
+    run: Callable[..., Result], quantizer: str, tmp_path: Path
+) -> None:
+    found = run("--quantizer", quantizer, "--bits", "5.5")
+    assert found.exit_code == 0, found.output
+    assert "measuring what 4 bits cost" in found.stderr
+    assert ("by the weights alone" in found.stderr) == (quantizer == "rtn")
+    kinds = Counter(name.split(".")[-2] for name in Build(tmp_path / "out").manifest.eight_bit)
+    assert kinds["v_proj"] == 3
+
+
+def test_the_command_takes_a_size(run: Callable[..., Result], tmp_path: Path) -> None:
+    plan = run("--target-size", "0.2MB", "--dry-run")
+    assert plan.exit_code == 0, plan.output
+    assert "is measured while it exports" in plan.stdout
+    found = run("--target-size", "0.2MB", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["onnx"] <= 200_000
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--bits", "5", "--target-size", "1MB"], 2, "exclude each other"),
+        (["--target-size", "much"], 2, "'much' is no size"),
+        (["--target-size", "1kB"], 1, "out of reach"),
+        (["--bits", "3", "--dry-run"], 1, "out of reach"),
+    ],
+)
+def test_the_command_refuses(
+    run: Callable[..., Result], options: list[str], code: int, message: str
+) -> None:
+    found = run(*options)
+    assert (found.exit_code, message in found.output) == (code, True), found.output
