@@ -1,22 +1,13 @@
 """How far the matrices of a checkpoint are from what was made of them, tensor by tensor."""
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.checkpoint import Checkpoint, Weights
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.slabs import SLAB_WEIGHTS
 
 Float32Array = NDArray[np.float32]
-
-
-class Weights(Protocol):
-    """What has rows of tensors: a checkpoint, or files read back."""
-
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        """See `t1_edge_export.checkpoint.Checkpoint.rows`."""
 
 
 def relative_errors(checkpoint: Checkpoint, written: Weights) -> dict[str, float]:

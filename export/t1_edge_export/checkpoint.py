@@ -24,7 +24,22 @@ PULLED: Final = "model.gguf"
 """What `t1-edge pull` calls the file in a checkpoint's directory."""
 
 
-class Checkpoint(Protocol):
+class Weights(Protocol):
+    """Rows of tensors: of a checkpoint, or of files that are read back."""
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a tensor, by its Hugging Face name.
+
+        Returns:
+            A fresh float32 array [stop - start, in] of a matrix, [stop - start] of a norm.
+
+        Raises:
+            CheckpointError: If the tensor is missing, has another shape than the decoder says,
+                or holds a value that is not finite.
+        """
+
+
+class Checkpoint(Weights, Protocol):
     """Float weights, the decoder's shape, and the tokenizer that goes with them."""
 
     @property
@@ -42,17 +57,6 @@ class Checkpoint(Protocol):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights as they are stored, before they are converted."""
-
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        """Rows [start, stop) of a tensor, by its Hugging Face name.
-
-        Returns:
-            A fresh float32 array [stop - start, in] of a matrix, [stop - start] of a norm.
-
-        Raises:
-            CheckpointError: If the tensor is missing, has another shape than the decoder says,
-                or holds a value that is not finite.
-        """
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -9,7 +9,7 @@ import numpy as np
 
 from t1_edge.build import GGUF_MODEL, ONNX_WEIGHTS, Decoder, Format, Profile
 from t1_edge.errors import CheckpointError, ExportError, MissingExtraError
-from t1_edge_export.audit import Weights
+from t1_edge_export.checkpoint import Weights
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
 from t1_edge_export.decoder import Role, tensors
 

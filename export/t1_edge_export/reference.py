@@ -16,8 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
-from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, layer_name, layer_tensors
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint, Weights
+from t1_edge_export.decoder import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    layer_name,
+    layer_tensors,
+    tensors,
+)
 
 Float32Array = NDArray[np.float32]
 Observer = Callable[[str, Float32Array], None]
@@ -28,14 +35,20 @@ class Reference:
     """A checkpoint's forward pass.
 
     Args:
-        checkpoint: The float weights. They are read again for every pass: memory holds one block.
+        checkpoint: The float weights.
+        keep: Keep them in memory, as float32. Else they are read again for every pass, and memory
+            holds one block.
         observe: Called at every linear layer with the tokens of all rows.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, observe: Observer = lambda name, inputs: None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        keep: bool = False,
+        observe: Observer = lambda name, inputs: None,
     ) -> None:
-        self._checkpoint = checkpoint
+        self._weights: Weights = _Kept(checkpoint) if keep else checkpoint
         self._observe = observe
         self._decoder = checkpoint.decoder
 
@@ -66,7 +79,7 @@ class Reference:
         """Scores of the next token, float32 [rows, vocabulary], from normed hidden states."""
         name = EMBEDDING if self._decoder.tied else HEAD
         size = self._decoder.vocabulary
-        read = partial(self._checkpoint.rows, name)
+        read = partial(self._weights.rows, name)
         starts = range(0, size, SLAB_ROWS)
         slabs = [hidden @ read(at, min(at + SLAB_ROWS, size)).T for at in starts]
         return np.concatenate(slabs, axis=1)
@@ -87,7 +100,7 @@ class Reference:
         """
         [states] = deque(self._residuals(chunks, caches), maxlen=1)
         last = states[np.cumsum([len(chunk) for chunk in chunks]) - 1]
-        norm = self._checkpoint.rows(FINAL_NORM, 0, self._decoder.hidden)
+        norm = self._weights.rows(FINAL_NORM, 0, self._decoder.hidden)
         return _rms_norm(last, norm, self._decoder.norm_epsilon)
 
     def _residuals(
@@ -101,7 +114,7 @@ class Reference:
         cosines, sines = _rotation(self._decoder, np.concatenate(positions))
         states = self._embed([token for chunk in chunks for token in chunk])
         for layer in range(self._decoder.layers):
-            block = _Block(self._decoder, self._checkpoint, layer, self._observe)
+            block = _Block(self._decoder, self._weights, layer, self._observe)
             query, key, value = block.project(states)
             query, key = (_rotate(heads, cosines, sines) for heads in (query, key))
             mixed = [
@@ -114,8 +127,22 @@ class Reference:
     def _embed(self, tokens: Sequence[int]) -> Float32Array:
         """Rows of the embedding, float32 [tokens, hidden]; each distinct one is read once."""
         distinct, which = np.unique(np.array(tokens), return_inverse=True)
-        read = [self._checkpoint.rows(EMBEDDING, at, at + 1) for at in distinct.tolist()]
+        read = [self._weights.rows(EMBEDDING, at, at + 1) for at in distinct.tolist()]
         return np.concatenate(read)[which]
+
+
+class _Kept:
+    """Weights of which every tensor is read once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._sizes = {spec.name: spec.shape[0] for spec in tensors(checkpoint.decoder)}
+        self._read: dict[str, Float32Array] = {}
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        if name not in self._read:
+            self._read[name] = self._checkpoint.rows(name, 0, self._sizes[name])
+        return self._read[name][start:stop]
 
 
 class Cache:
@@ -168,13 +195,11 @@ class Cache:
 class _Block:
     """One decoder block with its weights in memory."""
 
-    def __init__(
-        self, decoder: Decoder, checkpoint: Checkpoint, layer: int, observe: Observer
-    ) -> None:
+    def __init__(self, decoder: Decoder, weights: Weights, layer: int, observe: Observer) -> None:
         self._decoder = decoder
         self._observe = observe
         self._weights = {
-            spec.name: checkpoint.rows(spec.name, 0, spec.shape[0])
+            spec.name: weights.rows(spec.name, 0, spec.shape[0])
             for spec in layer_tensors(decoder, layer)
         }
         self._name = partial(layer_name, layer)

@@ -1,6 +1,7 @@
 """The float reference as an engine: what thinks and peeks with a build's engine does with it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -8,11 +9,15 @@ from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.engines.select import available_threads
 from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import weight_count
 from t1_edge_export.reference import Reference
+
+_KEPT: Final = 2**30
+"""Bytes of float32 that are kept: a small model is dequantized once, a large one in every pass."""
 
 
 class ReferenceEngine:
-    """See `t1_edge.engines.base.Engine`. Every call of a session reads the checkpoint once.
+    """See `t1_edge.engines.base.Engine`. A pass reads the checkpoint, unless that is small.
 
     Args:
         checkpoint: The float weights.
@@ -22,8 +27,9 @@ class ReferenceEngine:
     batch_rows = 256
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._reference = Reference(checkpoint)
         self._decoder = checkpoint.decoder
+        small = 4 * weight_count(self._decoder) <= _KEPT
+        self._reference = Reference(checkpoint, keep=small)
         library, threads = f"numpy {np.__version__}", available_threads()
         self.info = EngineInfo(engine="float", library=library, device="cpu", threads=threads)
         self._rows: Rows | None = None

@@ -7,8 +7,8 @@ import msgspec
 
 from t1_edge.build import Format, Verification
 from t1_edge.errors import GateError
-from t1_edge_export.audit import Weights, relative_errors
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.audit import relative_errors
+from t1_edge_export.checkpoint import Checkpoint, Weights
 from t1_edge_export.gate import Measured, misses
 
 _NAMED: Final = 3
