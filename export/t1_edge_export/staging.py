@@ -100,6 +100,8 @@ def _begin(partial: Path, request: str) -> Journal:
     """The journal of a staging directory; one that was there already outlives a refusal."""
     found = (partial / _JOURNAL).exists()
     try:
+        if not (partial / _BUILD).exists():  # it was published, and this not yet cleared away
+            (partial / _JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
         for folder in (_BUILD, _SCRATCH):
             (partial / folder).mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,16 @@ def test_a_file_that_was_cut_meanwhile_is_not_gone_on_with(
         ExportError, match=r"weights\.bin is not as it was left: leave --resume out"
     ):
         export(checkpoint, dataclasses.replace(request_, resume=True))
+
+
+def test_a_journal_whose_build_was_published_counts_for_nothing(
+    checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind the rename, with the staging directory not yet cleared away."""
+    monkeypatch.setattr(weights, "_WEIGHTS_BETWEEN_FLUSHES", 1)
+    _leave_half(checkpoint, request_, slabs=3)
+    shutil.rmtree(request_.destination.with_name(".tiny.partial") / "build")
+    export(checkpoint, dataclasses.replace(request_, resume=True)).check_hashes()
 
 
 def test_a_journal_of_noise_is_an_error(checkpoint: Checkpoint, request_: Request) -> None:

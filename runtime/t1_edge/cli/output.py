@@ -5,14 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from t1_edge.cli.pace import Pace
-
-if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
 
 _SECONDS_BETWEEN_LINES: Final = 5.0
 _BAR_WIDTH: Final = 20  # leaves room for the pace in 80 columns
@@ -55,19 +52,27 @@ def progress(
         A function to call with the number of steps just done.
     """
     pace = Pace(total, in_bytes=in_bytes, now=now)
-    if not sys.stderr.isatty():
+    if sys.stderr.isatty():
+        with _bar(pace, total, label) as update:
+            yield update
+    else:
         yield _lines(pace, label, now)
-        return
-    made: ProgressBar[int] = click.progressbar(
+
+
+@contextmanager
+def _bar(pace: Pace, total: int, label: str) -> Iterator[Callable[[int], None]]:
+    def words(item: int | None) -> str:
+        return str(pace)
+
+    with click.progressbar(
         length=total,
         label=label,
         file=sys.stderr,
         width=_BAR_WIDTH,
         show_eta=False,
         show_percent=False,
-        item_show_func=lambda item: str(pace),
-    )
-    with made as bar:
+        item_show_func=words,
+    ) as bar:
 
         def update(steps: int) -> None:
             pace.add(steps)

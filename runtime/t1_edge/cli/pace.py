@@ -1,5 +1,6 @@
 """How far work is, in words: done and total, the rate, the time left."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -65,7 +66,7 @@ def _scaled(size: float, unit: int, name: str, *, bare: bool = False) -> str:
 
 def _duration(seconds: float) -> str:
     """Seconds for people: "44 s", "3 min 20 s", "2 h 5 min"."""
-    whole = round(seconds)
+    whole = math.ceil(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
