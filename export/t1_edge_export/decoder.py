@@ -64,6 +64,11 @@ def weight_count(decoder: Decoder) -> int:
     return sum(spec.size for spec in tensors(decoder))
 
 
+def linear_layers(decoder: Decoder) -> Iterator[TensorSpec]:
+    """The tensors of all blocks that multiply: what is quantized hardest."""
+    return (spec for spec in tensors(decoder) if spec.role == "linear")
+
+
 def layer_tensors(decoder: Decoder, layer: int) -> Iterator[TensorSpec]:
     """The tensors of one block, in the order in which a forward pass meets them."""
     for part, shape in _parts(decoder):

@@ -17,11 +17,11 @@ from t1_edge.build import TOKENIZER, Decoder, Format, Profile, Source
 from t1_edge.engines.select import available_threads
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import tensors, weight_count
+from t1_edge_export.decoder import linear_layers, tensors, weight_count
 from t1_edge_export.formats import check_cuda, choose_encodings, file_sizes, open_container
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.journal import Journal
-from t1_edge_export.precision import Budget, choose_eight_bit, find_limit, linear_layers
+from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder

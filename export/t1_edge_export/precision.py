@@ -1,14 +1,14 @@
 """Mixed precision: which linear layers are Q8_0, and not Q4_0, within a budget."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from t1_edge.build import Decoder, Format, Profile
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, file_sizes
 from t1_edge_export.gguf_metadata import tensor_bytes
 
@@ -129,11 +129,6 @@ def eight_bit_layers(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tup
     """The linear layers that are Q8_0, by name, in the order of `decoder.tensors`."""
     layers = (spec.name for spec in linear_layers(decoder))
     return tuple(name for name in layers if encodings[name] == "q8_0")
-
-
-def linear_layers(decoder: Decoder) -> Iterator[TensorSpec]:
-    """The tensors among which a budget is spent."""
-    return (spec for spec in tensors(decoder) if spec.role == "linear")
 
 
 def _limit_of_bits(bits: float, decoder: Decoder) -> Limit:

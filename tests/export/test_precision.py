@@ -22,11 +22,11 @@ from t1_edge.errors import ExportError
 from t1_edge_export import pipeline
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.containers import Encoding, Slab
-from t1_edge_export.decoder import TensorSpec
+from t1_edge_export.decoder import TensorSpec, layer_name, linear_layers
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.plan import make_plan
-from t1_edge_export.precision import Budget, choose_eight_bit, find_limit, linear_layers
+from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.quantize.blocks import Blocks, dequantize, quantize_q4_0, quantize_q8_0
 from t1_edge_export.quantize.sensitivity import by_worth
@@ -132,29 +132,37 @@ def test_both_containers_have_8_bits_where_the_manifest_says(
     ).read_text(encoding="utf-8")
 
 
-def test_the_order_is_the_error_by_the_byte(checkpoint: Checkpoint) -> None:
-    statistics = collect(checkpoint, [(5, 9, 260, 31), (7, 300, 2)], "two rows")
-    worth = {}
+@pytest.mark.parametrize("collected", [True, False])
+def test_the_order_is_the_error_by_the_byte(checkpoint: Checkpoint, collected: bool) -> None:
+    """Of queries and keys little is left; beside a stream that grows, a branch counts less."""
+    rows = [(5, 9, 260, 31), (7, 300, 2)]
+    importance = collect(checkpoint, rows, "two rows").importance if collected else {}
+    error, square, sizes = {}, {}, {}
     for spec in linear_layers(checkpoint.decoder):
         weights = checkpoint.rows(spec.name, 0, spec.shape[0])
-        weigh = statistics.importance[spec.name].astype(np.float64)
-        four = _rounded(spec, "q4_0", quantize_q4_0(weights, statistics.importance[spec.name]))
+        weigh = importance.get(spec.name, np.ones(spec.shape[1], np.float32)).astype(np.float64)
+        four = _rounded(spec, "q4_0", quantize_q4_0(weights, importance.get(spec.name)))
         eight = _rounded(spec, "q8_0", quantize_q8_0(weights))
-        gain = ((four - weights) ** 2 - (eight - weights) ** 2) @ weigh
-        worth[spec.name] = gain.sum() / (weights**2 @ weigh).sum() / (spec.size / 2)
-    found = [worth[spec.name] for spec in by_worth(checkpoint, statistics.importance)]
-    assert found == sorted(found, reverse=True)
-    assert len(found) == 21
+        sizes[spec.name] = spec.size
+        square[spec.name] = (weights**2 @ weigh).sum()
+        error[spec.name] = (((four - weights) ** 2 - (eight - weights) ** 2) @ weigh).sum()
+    worth, stream = [], 0.0
+    for layer in range(3):
+        for kinds in ("qkvo", ("gate", "up", "down")):
+            module = "self_attn" if kinds == "qkvo" else "mlp"
+            names = [layer_name(layer, f"{module}.{kind}_proj") for kind in kinds]
+            stream += square[names[-1]]
+            reach = (square[names[-1]] / stream) ** 0.25 if collected else 1.0
+            for kind, name in zip(kinds, names, strict=True):
+                left = {"q": 0.25, "k": 0.5}.get(kind, 1) * reach
+                worth.append((left * error[name] / square[name] / sizes[name], name))
+    found = [spec.name for spec in by_worth(checkpoint, importance)]
+    assert found == [name for _, name in sorted(worth, reverse=True)]
 
 
 def _rounded(spec: TensorSpec, encoding: Encoding, blocks: Blocks) -> NDArray[np.float32]:
     codes, scales = blocks
     return dequantize(Slab(spec=spec, encoding=encoding, start=0, codes=codes, scales=scales))
-
-
-def test_without_statistics_weights_alone_are_judged(checkpoint: Checkpoint) -> None:
-    alike = {s.name: np.full(s.shape[1], 2, np.float32) for s in linear_layers(checkpoint.decoder)}
-    assert by_worth(checkpoint, {}) == by_worth(checkpoint, alike)
 
 
 def test_what_does_not_fit_is_passed_over(checkpoint: Checkpoint) -> None:

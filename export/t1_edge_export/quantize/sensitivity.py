@@ -1,23 +1,38 @@
 """What 4 bits cost each linear layer, as far as its weights and what it is given tell.
 
 A layer's error is sum(i*(w-q)**2), with i the mean squared input of a weight's channel: the
-squared error of what the layer gives, were its inputs uncorrelated. It is taken relative to
-sum(i*w**2), the square of what the layer gives.
+squared error of what the layer gives, were its inputs uncorrelated. Its share of sum(i*w**2), the
+square of what the layer gives, is its relative error. How far that reaches the vector depends on
+where the layer stands, by two factors that were measured (docs/LOG.md, 2026-11-25):
+
+- Attention and MLP add to the residual stream, and an error counts as what is added does beside
+  what is there: early and late blocks more than those between. Both squares are known from the
+  output projections. Their ratio is damped, since a few tokens of enormous activations (arXiv
+  2402.17762) make most of any mean square.
+- Errors of queries and keys pass through the softmax, which loses most of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from t1_edge.build import Decoder
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers
 from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0
 from t1_edge_export.slabs import in_order, quantize, spans
 
 Float32Array = NDArray[np.float32]
+
+_SOFTMAX: Final[Mapping[str, float]] = {"q_proj": 0.25, "k_proj": 0.5}
+"""How much of a relative error is left behind it."""
+
+_DAMPING: Final = 0.25
+"""Power of the ratio of squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +45,14 @@ class _Part:
 
 
 def by_worth(checkpoint: Checkpoint, importance: Mapping[str, Float32Array]) -> list[TensorSpec]:
-    """Linear layers, those first whose error falls most by a byte that they are given.
+    """Linear layers, those first where a byte more spares the vector most.
 
     Every layer is read once, and rounded by the scale search whatever rounds it in the end.
 
     Args:
         checkpoint: The float weights; memory holds a few slabs of them.
-        importance: Mean squared input of each channel, float32 [in], by tensor name; where a name
-            is missing, all channels count alike.
+        importance: Mean squared input of each channel, float32 [in], by tensor name. Empty, all
+            channels count alike, and so do all blocks.
 
     Raises:
         CheckpointError: If a tensor cannot be read, or weights are too large for float16 scales.
@@ -47,23 +62,49 @@ def by_worth(checkpoint: Checkpoint, importance: Mapping[str, Float32Array]) -> 
     for part in in_order(_works(checkpoint, importance)):
         gains[part.name] = gains.get(part.name, 0) + part.gain
         squares[part.name] = squares.get(part.name, 0) + part.square
+    # Without statistics nobody knows how large what a layer is given is beside another's.
+    reach = _reach(checkpoint.decoder, squares) if importance else dict.fromkeys(squares, 1.0)
 
     def worth(spec: TensorSpec) -> float:
-        square = squares[spec.name]
-        return gains[spec.name] / square / spec.size if square else 0.0
+        factor = reach[spec.name] * _SOFTMAX.get(_kind(spec), 1.0)
+        return factor * gains[spec.name] / (squares[spec.name] or 1.0) / spec.size
 
-    layers = (spec for spec in tensors(checkpoint.decoder) if spec.role == "linear")
-    return sorted(layers, key=worth, reverse=True)
+    return sorted(linear_layers(checkpoint.decoder), key=worth, reverse=True)
+
+
+def _reach(decoder: Decoder, squares: Mapping[str, float]) -> dict[str, float]:
+    """What counts of a layer's relative error, for where it stands; by tensor name.
+
+    The stream behind a branch is taken as the sum of all that was added so far, uncorrelated.
+    """
+    found: dict[str, float] = {}
+    stream = 0.0
+    for layer in range(decoder.layers):
+        branch: list[str] = []
+        for spec in layer_tensors(decoder, layer):
+            if spec.role != "linear":
+                continue
+            branch.append(spec.name)
+            if _kind(spec) in ("o_proj", "down_proj"):
+                stream += squares[spec.name]
+                ratio = squares[spec.name] / stream if stream else 0.0
+                found |= dict.fromkeys(branch, ratio**_DAMPING)
+                branch.clear()
+    return found
+
+
+def _kind(spec: TensorSpec) -> str:
+    """Which projection a tensor is, as "q_proj"."""
+    return spec.name.split(".")[-2]
 
 
 def _works(
     checkpoint: Checkpoint, importance: Mapping[str, Float32Array]
 ) -> Iterator[Callable[[], _Part]]:
-    for spec in tensors(checkpoint.decoder):
-        if spec.role == "linear":
-            weigh = importance.get(spec.name, np.ones(spec.shape[1], np.float32))
-            for rows in spans(spec, checkpoint.decoder.head_dim):
-                yield partial(_measure, checkpoint, spec, rows, weigh)
+    for spec in linear_layers(checkpoint.decoder):
+        weigh = importance.get(spec.name, np.ones(spec.shape[1], np.float32))
+        for rows in spans(spec, checkpoint.decoder.head_dim):
+            yield partial(_measure, checkpoint, spec, rows, weigh)
 
 
 def _measure(
