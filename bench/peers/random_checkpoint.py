@@ -1,6 +1,6 @@
 """A checkpoint in the shape of a published one, of random weights: for memory and speed alone.
 
-    python -m bench.peers.random_checkpoint OUT [--layers 36]
+    python -m peers.random_checkpoint OUT [--layers 36]
 
 The shape is Qwen3-4B's (config.json of Qwen/Qwen3-4B): 8 GB of bfloat16 in shards. The tokenizer is
 that of smollm2-135m (`t1-edge pull smollm2-135m`), whose ids it has rows for.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from t1_edge.cli import options
-from t1_edge.cli.output import put_json, say
-from t1_edge_export.cli.quantizing import quantizing
+from t1_edge.cli.output import put_json
+from t1_edge_export.cli.quantizing import quantizing, timed_say
 
 if TYPE_CHECKING:
     from t1_edge_export.plan import Plan
@@ -150,9 +150,10 @@ def export(
     asked = bits is not None or target_size is not None
     budget = Budget(bits=bits, size=target_size) if asked else None
     named = find_contract(contract) if contract else None  # before gigabytes are fetched
-    source = find_source(checkpoint, say)
+    talk = timed_say()
+    source = find_source(checkpoint, talk)
     name = name or source.name
-    found = named or contract_beside(source.path, say)
+    found = named or contract_beside(source.path, talk)
     # Before the adapter, which may train the new rows; and the bar counts them.
     opened = with_tokens(source.open(), found)
     if adapter:
@@ -182,7 +183,7 @@ def export(
         cuda=cuda,
         profile=profile,
         quantizer=find_quantizer(
-            quantizer, calibration, opened, found, save=save_statistics, say=say
+            quantizer, calibration, opened, found, save=save_statistics, say=talk
         ),
         budget=budget,
         force=force,
@@ -190,7 +191,7 @@ def export(
         allow_drift=allow_drift,
     )
     with quantizing(opened) as update:
-        build = write(opened, request, say=say, progress=update)
+        build = write(opened, request, say=talk, progress=update)
     if as_json:
         sizes = {format: build.size(format) for format in build.manifest.formats}
         put_json({"path": str(build.path), "fingerprint": build.manifest.fingerprint} | sizes)

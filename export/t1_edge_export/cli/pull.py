@@ -6,7 +6,7 @@ import click
 
 from t1_edge.cli import options
 from t1_edge.cli.output import put_json, say
-from t1_edge_export.cli.quantizing import quantizing
+from t1_edge_export.cli.quantizing import quantizing, timed_say
 
 if TYPE_CHECKING:
     from t1_edge.build import Build
@@ -59,7 +59,8 @@ def model_build(model: "Model", *, fresh: bool = False) -> "Build":
     if not fresh and (build := model.cached(formats)):
         say(f"{model.name} is in the cache: {build.path}")
         return build
-    checkpoint = model.open(say)
+    talk = timed_say()
+    checkpoint = model.open(talk)
     request = model.request(checkpoint, formats)
     with quantizing(checkpoint) as update:
-        return export(checkpoint, request, say=say, progress=update)
+        return export(checkpoint, request, say=talk, progress=update)

@@ -1,10 +1,11 @@
-"""The bar of an export."""
+"""The bar of an export, and its talk."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from t1_edge.cli.output import progress
+from t1_edge.cli.output import progress, say
 
 if TYPE_CHECKING:
     from t1_edge_export.checkpoint import Checkpoint
@@ -34,3 +35,9 @@ def quantizing(checkpoint: "Checkpoint") -> Iterator[Callable[[int], None]]:
             update(done * size // weights - before * size // weights)
 
         yield written
+
+
+def timed_say() -> Callable[[str], None]:
+    """A `say` that ends each line with the seconds since it was made: what took long shows."""
+    began = time.monotonic()
+    return lambda text: say(f"{text} (at {time.monotonic() - began:.0f} s)")
