@@ -9,6 +9,7 @@ Qwen3), grouped queries 2305.13245, SwiGLU 2002.05202, normed queries and keys 2
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
+from t1_edge.engines.select import available_threads
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint, Weights
 from t1_edge_export.decoder import (
     EMBEDDING,
@@ -198,10 +200,10 @@ class _Block:
     def __init__(self, decoder: Decoder, weights: Weights, layer: int, observe: Observer) -> None:
         self._decoder = decoder
         self._observe = observe
-        self._weights = {
-            spec.name: weights.rows(spec.name, 0, spec.shape[0])
-            for spec in layer_tensors(decoder, layer)
-        }
+        specs = list(layer_tensors(decoder, layer))
+        with ThreadPoolExecutor(available_threads()) as pool:  # converting takes longest
+            read = pool.map(lambda spec: weights.rows(spec.name, 0, spec.shape[0]), specs)
+            self._weights = {spec.name: rows for spec, rows in zip(specs, read, strict=True)}
         self._name = partial(layer_name, layer)
 
     def project(self, states: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
