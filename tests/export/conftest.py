@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from t1_edge.build import Build
+from t1_edge.contract import Codec
+from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
@@ -15,6 +17,10 @@ from t1_edge_export.gguf_tokenizer import gguf_tokenizer
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
+from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, read_rows
+from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.statistics import Statistics, collect
+from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Family, Tiny
 
 
@@ -89,10 +95,19 @@ def tiny_mixed(
 
 
 @pytest.fixture(scope="session")
+def smollm2_statistics(smollm2_gguf: Path) -> Statistics:
+    """Of SmolLM2, over some of the texts that ship."""
+    contract = PRESETS["chat"]
+    checkpoint = with_tokens(open_checkpoint(smollm2_gguf), contract.added_tokens)
+    rows = read_rows(DEFAULT_TEXTS, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
+    return collect(checkpoint, rows[::9], "some that ship")
+
+
+@pytest.fixture(scope="session")
 def smollm2_at(
-    smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+    smollm2_gguf: Path, smollm2_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[float], Build]:
-    """Makes builds of SmolLM2 within bits, each once, in both formats."""
+    """Makes builds of SmolLM2 within bits, with statistics, each once, in both formats."""
     root = tmp_path_factory.mktemp("smollm2-at")
 
     @cache
@@ -101,6 +116,7 @@ def smollm2_at(
             name="smollm2-135m",
             destination=root / f"{bits}",
             contract=PRESETS["chat"],
+            quantizer=weighted(smollm2_statistics),
             budget=Budget(bits=bits),
         )
         return export(open_checkpoint(smollm2_gguf), request)
