@@ -49,11 +49,13 @@ class Peer:
         requirements: What pip installs for it; nothing for what runs in this environment.
         commands: Run one after another. A name in braces stands for one word: {python} of its
             environment, the {checkpoint}, {out}, llama.cpp's {sources}, or a program below.
+        between: A file that no engine needs, written by one command for the next.
     """
 
     name: str
     requirements: tuple[str, ...]
     commands: tuple[str, ...]
+    between: str = ""
 
 
 PEERS: Final = (
@@ -76,6 +78,7 @@ PEERS: Final = (
     Peer(
         name="llama.cpp's convert and quantize, GGUF",
         requirements=(LLAMA_CPP, "transformers<5", "sentencepiece", "gguf", _TORCH),
+        between="float.gguf",
         commands=(
             "{python} {sources}/convert_hf_to_gguf.py {checkpoint} --outtype bf16 "
             "--outfile {out}/float.gguf",
@@ -97,6 +100,7 @@ class Row:
         written: Seconds until the files were there, where verifying them follows.
         peak_resident: Most bytes that its processes had resident together.
         files: Bytes of the files that it leaves for engines, by name.
+        between: Bytes of what it wrote on the way there.
     """
 
     peer: str
@@ -104,6 +108,7 @@ class Row:
     written: float
     peak_resident: int
     files: dict[str, int]
+    between: int
 
 
 def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
@@ -125,6 +130,7 @@ def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
     log.unlink(missing_ok=True)
     taken = [_run(command, {**places, "out": str(out)}, log) for command in peer.commands]
     files = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    between = files.pop(peer.between, 0)
     shutil.rmtree(out)
     seconds = sum(one.seconds for one in taken)
     return Row(
@@ -133,6 +139,7 @@ def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
         written=_written(log) or seconds,
         peak_resident=max(one.peak_resident for one in taken),
         files={name: size for name, size in files.items() if size > _LARGE},
+        between=between,
     )
 
 
@@ -200,18 +207,15 @@ def main(checkpoint: Path, work: Path, only: str) -> None:
         if peer.name.startswith(only):
             rows.append(measure(peer, checkpoint.resolve(), work.resolve()))
             click.echo(json.dumps(asdict(rows[-1])))
-    header = ["exporter", "to write, s", "in all, s", "peak resident, GB", "files, GB"]
+    sizes = ["peak resident, GB", "files, GB", "on the way, GB"]
+    header = ["exporter", "to write, s", "in all, s", *sizes]
     click.echo(table(header, [_cells(row) for row in rows]))
 
 
 def _cells(row: Row) -> list[str]:
-    sizes = [row.peak_resident, sum(row.files.values())]
-    return [
-        row.peer,
-        f"{row.written:.0f}",
-        f"{row.seconds:.0f}",
-        *(f"{s / 1e9:.2f}" for s in sizes),
-    ]
+    sizes = (row.peak_resident, sum(row.files.values()), row.between)
+    seconds = [f"{seconds:.0f}" for seconds in (row.written, row.seconds)]
+    return [row.peer, *seconds, *(f"{size / 1e9:.2f}" for size in sizes)]
 
 
 if __name__ == "__main__":
