@@ -98,7 +98,7 @@ def tiny_mixed(
 def smollm2_statistics(smollm2_gguf: Path) -> Statistics:
     """Of SmolLM2, over some of the texts that ship."""
     contract = PRESETS["chat"]
-    checkpoint = with_tokens(open_checkpoint(smollm2_gguf), contract.added_tokens)
+    checkpoint = with_tokens(open_checkpoint(smollm2_gguf), contract)
     rows = read_rows(DEFAULT_TEXTS, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
     return collect(checkpoint, rows[::9], "some that ship")
 
