@@ -31,6 +31,17 @@ _LARGE: Final = 10**7
 LLAMA_CPP: Final = "llama-cpp-python==0.3.36"
 _TORCH: Final = "torch==2.13.0"  # the last that is a CPU build where nobody asks for CUDA
 
+_TOLD: Final = (
+    "llama_cpp_python",
+    "numba",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "t1-edge",
+    "torch",
+    "transformers",
+)
+
 _QUANTIZE: Final = """
 import ctypes, sys, llama_cpp
 parameters = llama_cpp.llama_model_quantize_default_params()
@@ -50,12 +61,15 @@ class Peer:
         commands: Run one after another. A name in braces stands for one word: {python} of its
             environment, the {checkpoint}, {out}, llama.cpp's {sources}, or a program below.
         between: A file that no engine needs, written by one command for the next.
+        written: Pattern of a line of its talk, with the second at which the files were there; for
+            who verifies them then.
     """
 
     name: str
     requirements: tuple[str, ...]
     commands: tuple[str, ...]
     between: str = ""
+    written: str = ""
 
 
 PEERS: Final = (
@@ -66,6 +80,7 @@ PEERS: Final = (
             "{python} -c {t1_edge} export {checkpoint} --output {out}/build --contract chat "
             "--calibration none --allow-drift",
         ),
+        written=r"asking the float reference .*\(at (\d+) s\)",
     ),
     Peer(
         name="onnxruntime-genai's builder, ONNX",
@@ -101,6 +116,7 @@ class Row:
         peak_resident: Most bytes that its processes had resident together.
         files: Bytes of the files that it leaves for engines, by name.
         between: Bytes of what it wrote on the way there.
+        versions: Of what ran, as pip names it.
     """
 
     peer: str
@@ -109,6 +125,7 @@ class Row:
     peak_resident: int
     files: dict[str, int]
     between: int
+    versions: dict[str, str]
 
 
 def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
@@ -128,18 +145,21 @@ def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
     out.mkdir()
     log = work / f"{peer.name.partition(',')[0]}.log"
     log.unlink(missing_ok=True)
-    taken = [_run(command, {**places, "out": str(out)}, log) for command in peer.commands]
-    files = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    try:
+        taken = [_run(command, {**places, "out": str(out)}, log) for command in peer.commands]
+        files = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    finally:
+        shutil.rmtree(out)
     between = files.pop(peer.between, 0)
-    shutil.rmtree(out)
     seconds = sum(one.seconds for one in taken)
     return Row(
         peer=peer.name,
         seconds=seconds,
-        written=_written(log) or seconds,
+        written=_written(peer, log, seconds),
         peak_resident=max(one.peak_resident for one in taken),
         files={name: size for name, size in files.items() if size > _LARGE},
         between=between,
+        versions=_versions(Path(places["python"])),
     )
 
 
@@ -155,10 +175,14 @@ def _fill(word: str, places: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda name: places[name[1]], word)
 
 
-def _written(log: Path) -> float | None:
-    """When t1-edge began to verify."""
-    found = re.search(r"asking the float reference .*\(at (\d+) s\)", log.read_text())
-    return float(found[1]) if found else None
+def _written(peer: Peer, log: Path, seconds: float) -> float:
+    """When the files were there."""
+    if not peer.written:
+        return seconds
+    found = re.search(peer.written, log.read_text())
+    if not found:
+        raise click.ClickException(f"{log} does not say when the files were there")
+    return float(found[1])
 
 
 def _install(peer: Peer, work: Path) -> dict[str, str]:
@@ -189,6 +213,14 @@ def _sources(python: Path, work: Path) -> Path:
             file.extractall(folder, filter="data")
     [found] = folder.glob("*/vendor/llama.cpp")
     return found
+
+
+def _versions(python: Path) -> dict[str, str]:
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True
+    )
+    found = {entry["name"]: entry["version"] for entry in json.loads(listed.stdout)}
+    return {name: found[name] for name in _TOLD if name in found}
 
 
 def _pip(python: Path, *arguments: str) -> None:

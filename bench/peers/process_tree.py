@@ -45,9 +45,14 @@ def run(
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-        while process.poll() is None:
-            peak = max(peak, sum(map(_resident, _tree(process.pid))))
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        try:
+            while process.poll() is None:
+                peak = max(peak, sum(map(_resident, _tree(process.pid))))
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            if process.poll() is None:  # whoever measures was interrupted
+                process.kill()
+                process.wait()
     seconds = time.perf_counter() - began
     return Taken(seconds=seconds, peak_resident=peak, returncode=process.returncode)
 

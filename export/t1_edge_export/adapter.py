@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder, Source, sha256_file
+from t1_edge.build import Decoder, Source
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import Checkpoint, check_finite, check_nothing_left
+from t1_edge_export.checkpoint import Checkpoint, check_finite, check_nothing_left, hash_of
 from t1_edge_export.decoder import EMBEDDING, HEAD, tensors
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
@@ -131,7 +131,7 @@ def merged_sha256(base: str, folder: Path) -> str:
         base: The base's own sha256.
         folder: The adapter's.
     """
-    own = [sha256_file(folder / name) for name in (WEIGHTS, CONFIG)]
+    own = [hash_of(folder / name) for name in (WEIGHTS, CONFIG)]
     return hashlib.sha256("".join([base, *own]).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge_export.checkpoint import Checkpoint, Weights
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.decoder import TensorSpec, matrices
 from t1_edge_export.slabs import SLAB_WEIGHTS
 
 Float32Array = NDArray[np.float32]
@@ -20,8 +20,10 @@ def relative_errors(checkpoint: Checkpoint, written: Weights) -> dict[str, float
     Returns:
         By tensor name; 0 for a matrix of zeros that stayed so.
     """
-    matrices = (spec for spec in tensors(checkpoint.decoder) if spec.role != "norm")
-    return {spec.name: _relative_error(spec, checkpoint, written) for spec in matrices}
+    return {
+        spec.name: _relative_error(spec, checkpoint, written)
+        for spec in matrices(checkpoint.decoder)
+    }
 
 
 def _relative_error(spec: TensorSpec, checkpoint: Checkpoint, written: Weights) -> float:

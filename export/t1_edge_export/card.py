@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from t1_edge.build import CUDA_GRAPH, EngineFigures, Manifest
+from t1_edge_export.decoder import projection
 
 CARD: Final = "README.md"
 
@@ -41,7 +42,7 @@ def _summary(manifest: Manifest) -> str:
 
 def _by_kind(tensors: Sequence[str]) -> str:
     """How many tensors there are of each projection: "3 v_proj, 1 down_proj"."""
-    kinds = Counter(name.split(".")[-2] for name in tensors)
+    kinds = Counter(projection(name) for name in tensors)
     return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
 
 

@@ -1,6 +1,6 @@
 """Float weights as published, read a slab of rows at a time.
 
-A checkpoint is never held whole: `Checkpoint.rows` maps the file and converts what is asked for.
+A checkpoint is never held whole: `Checkpoint.rows` reads and converts what is asked for.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder, Source
+from t1_edge.build import Decoder, Source, sha256_file
 from t1_edge.cache import MODELS, cache_dir
 from t1_edge.errors import CacheError, CheckpointError
 
@@ -31,7 +31,7 @@ class Weights(Protocol):
         """Rows [start, stop) of a tensor, by its Hugging Face name.
 
         Returns:
-            A fresh float32 array [stop - start, in] of a matrix, [stop - start] of a norm.
+            float32 [stop - start, in] of a matrix, [stop - start] of a norm.
 
         Raises:
             CheckpointError: If the tensor is missing, has another shape than the decoder says,
@@ -99,6 +99,18 @@ def find_checkpoint(name_or_path: str) -> Path:
         f"no checkpoint {name_or_path!r}: no such file or folder, and no such name in the cache; "
         "bring one that has a name with: t1-edge pull NAME"
     )
+
+
+def hash_of(path: Path) -> str:
+    """Hex sha256 of one of a checkpoint's files.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        return sha256_file(path)
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
 
 
 def check_finite(weights: Float32Array, name: str, path: Path) -> None:

@@ -6,6 +6,7 @@ same weights bit for bit. A slab is logical: each container packs the codes its 
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -22,6 +23,18 @@ Encoding = Literal["f32", "q4_0", "q8_0"]
 
 BLOCK: Final = 32
 """Weights that share a scale, along a row: the block of llama.cpp's Q4_0 and Q8_0."""
+
+
+CODE_BITS: Final[Mapping[Encoding, int]] = {"f32": 32, "q8_0": 8, "q4_0": 4}
+"""Of a weight's code."""
+
+SCALE_BITS: Final[Mapping[Encoding, int]] = {"f32": 0, "q8_0": 16, "q4_0": 16}
+"""Of a block's scale, a float16."""
+
+
+def bits(encoding: Encoding) -> float:
+    """Of a weight, its share of a scale included."""
+    return CODE_BITS[encoding] + SCALE_BITS[encoding] / BLOCK
 
 
 def aligned(size: int, alignment: int) -> int:

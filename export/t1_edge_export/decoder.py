@@ -64,6 +64,16 @@ def weight_count(decoder: Decoder) -> int:
     return sum(spec.size for spec in tensors(decoder))
 
 
+def matrices(decoder: Decoder) -> Iterator[TensorSpec]:
+    """Every tensor that is no norm."""
+    return (spec for spec in tensors(decoder) if spec.role != "norm")
+
+
+def projection(name: str) -> str:
+    """Which of a block's linear layers a tensor is, as "q_proj"."""
+    return name.split(".")[-2]
+
+
 def linear_layers(decoder: Decoder) -> Iterator[TensorSpec]:
     """The tensors of all blocks that multiply: what is quantized hardest."""
     return (spec for spec in tensors(decoder) if spec.role == "linear")

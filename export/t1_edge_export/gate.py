@@ -6,7 +6,7 @@ The bounds and the measurements behind them are in docs/build-format.md.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,8 +99,15 @@ def measure(
     return Measured(verification=verification, worst_texts=worst)
 
 
-def misses(verification: Verification) -> list[str]:
-    """The bounds that a build misses, each as a sentence; empty if it may be published."""
+class Miss(NamedTuple):
+    """A bound that a build misses: of a format, or None between formats, as a sentence."""
+
+    format: str | None
+    sentence: str
+
+
+def misses(verification: Verification) -> list[Miss]:
+    """The bounds that a build misses; empty if it may be published."""
     bounds = verification.bounds
     found = []
     for format, figures in verification.engines.items():
@@ -109,15 +116,14 @@ def misses(verification: Verification) -> list[str]:
             ("worst cosine to the float reference", figures.cosine_min, bounds.cosine_min),
         ):
             if not value >= bound:
-                found.append(f"{format}: {what} {value:.4f}, must be {bound}")
+                found.append(Miss(format, f"{format}: {what} {value:.4f}, must be {bound}"))
         if not figures.divergence_mean <= bounds.divergence:
-            found.append(
-                f"{format}: mean divergence of the next token {figures.divergence_mean:.4f} nats, "
-                f"must be {bounds.divergence} or less"
-            )
+            what = f"mean divergence of the next token {figures.divergence_mean:.4f} nats"
+            found.append(Miss(format, f"{format}: {what}, must be {bounds.divergence} or less"))
     cross = verification.cross_engine_min
     if cross is not None and not cross >= bounds.cross_min:
-        found.append(f"worst cosine between the engines {cross:.4f}, must be {bounds.cross_min}")
+        what = f"worst cosine between the engines {cross:.4f}"
+        found.append(Miss(None, f"{what}, must be {bounds.cross_min}"))
     return found
 
 

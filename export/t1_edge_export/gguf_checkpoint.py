@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder, Source, sha256_file
+from t1_edge.build import Decoder, Source
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import check_nothing_left
+from t1_edge_export.checkpoint import check_nothing_left, hash_of
 from t1_edge_export.decoder import (
     EMBEDDING,
     FINAL_NORM,
@@ -110,7 +110,7 @@ class GGUFCheckpoint:
         floats = stored in ("F32", "F16", "BF16")
         return Source(
             id="/".join(str(part) for part in parts if part) or self._path.stem,
-            sha256=sha256_file(self._path),
+            sha256=hash_of(self._path),
             licence=str(self._field("general.license", "unknown")),
             note="" if floats else f"The checkpoint was {stored} already, and was dequantized.",
         )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from t1_edge.build import Decoder, Source
-from t1_edge_export.containers import BLOCK, Encoding, aligned
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.containers import Encoding, aligned, bits
+from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
 
@@ -26,7 +26,6 @@ _FILE_TYPES: Final[Mapping[Encoding, str]] = {
     "q4_0": "MOSTLY_Q4_0",
     "q8_0": "MOSTLY_Q8_0",
 }
-_BLOCK_BYTES: Final[Mapping[Encoding, int]] = {"f32": 4 * BLOCK, "q4_0": 18, "q8_0": 34}
 _END_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 """What ends a turn in the families that are written, the first that exists."""
 
@@ -71,7 +70,7 @@ def gguf_metadata(
 
 def tensor_bytes(spec: TensorSpec, encoding: Encoding) -> int:
     """Size of a tensor in the file, in bytes."""
-    return spec.size * 4 if encoding == "f32" else spec.size // BLOCK * _BLOCK_BYTES[encoding]
+    return int(spec.size * bits(encoding)) // 8
 
 
 def _describe(
@@ -87,7 +86,7 @@ def _describe(
     writer.add_source_url(source.id)
     writer.add_license(source.licence)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    linear = Counter(encodings[s.name] for s in tensors(decoder) if s.role == "linear")
+    linear = Counter(encodings[spec.name] for spec in linear_layers(decoder))
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[linear.most_common(1)[0][0]]])
     writer.add_block_count(decoder.layers)
     writer.add_context_length(decoder.positions)

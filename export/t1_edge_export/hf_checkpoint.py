@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import TOKENIZER, Decoder, Source, sha256_file
+from t1_edge.build import TOKENIZER, Decoder, Source
 from t1_edge.engines.select import available_threads
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import check_nothing_left
+from t1_edge_export.checkpoint import check_nothing_left, hash_of
 from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
@@ -75,11 +75,8 @@ class HuggingFaceCheckpoint:
     @cached_property
     def source(self) -> Source:
         """The folder's name for itself, and a hash over its shards' hashes."""
-        try:
-            with ThreadPoolExecutor(available_threads()) as pool:
-                hashes = "".join(pool.map(sha256_file, self._shards))
-        except OSError as e:
-            raise CheckpointError(f"cannot read {e.filename}: {e.strerror}") from e
+        with ThreadPoolExecutor(available_threads()) as pool:
+            hashes = "".join(pool.map(hash_of, self._shards))
         return Source(
             id=self._id,
             revision=self._revision,

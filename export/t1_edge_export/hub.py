@@ -80,10 +80,11 @@ def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
         from huggingface_hub import constants
     except ImportError as e:
         raise MissingExtraError("huggingface_hub", "export") from e
+    revision = repository.revision
     if not constants.HF_HUB_OFFLINE:
         say(f"asking the hub for {repository}")
-        _check_reachable(repository)
-    folder = _download(repository, repository.revision, _DESCRIPTION)
+        revision = _commit(repository)
+    folder = _download(repository, revision, _DESCRIPTION)
     _check_there(folder, _NEEDED, repository)
     read_decoder(folder)
     names = shard_names(folder)
@@ -92,18 +93,24 @@ def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
     return folder
 
 
-def _check_reachable(repository: Repository) -> None:
-    """Whether the hub answers: without it, `snapshot_download` takes an old copy and says nothing.
+def _commit(repository: Repository) -> str:
+    """The commit that a revision is now.
+
+    `snapshot_download` is asked for it by name: of a branch it would take an old copy where the
+    hub does not answer, and say nothing.
 
     Raises:
-        DownloadError: If it does not, or has no such model or revision for this user.
+        DownloadError: If the hub does not answer, or has no such model or revision for this user.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     try:
-        HfApi().model_info(repository.id, revision=repository.revision)
+        found = HfApi().model_info(
+            repository.id, revision=repository.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
     except Exception as e:  # of huggingface_hub, and of requests or httpx under it
         raise DownloadError(_reason(e, repository)) from e
+    return str(found.sha)
 
 
 def _download(repository: Repository, revision: str, names: Sequence[str]) -> Path:
@@ -139,7 +146,8 @@ def _reason(error: Exception, repository: Repository) -> str:
         return known
     from huggingface_hub import constants
 
-    if isinstance(error, OSError) and error.errno:
+    network = isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(error, OSError) and error.errno and not network:
         return f"cannot write to {constants.HF_HUB_CACHE}: {error.strerror}"
     first = _first_cause(error)
     line = next(iter(str(first).splitlines()), "")[:_LONGEST_REASON]

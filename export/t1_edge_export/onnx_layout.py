@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.containers import BLOCK, Encoding, Slab, aligned
+from t1_edge_export.containers import BLOCK, CODE_BITS, SCALE_BITS, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
 _ALIGN: Final = 64  # a cache line, and the widest vector register
-_CODE_BITS: Final[Mapping[Encoding, int]] = {"f32": 32, "q8_0": 8, "q4_0": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +48,12 @@ class Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row's codes."""
-        return self.width * _CODE_BITS[self.encoding] // 8
+        return self.width * CODE_BITS[self.encoding] // 8
 
     @property
     def row_scale_bytes(self) -> int:
         """Bytes of one row's scales."""
-        return 0 if self.encoding == "f32" else self.width // BLOCK * 2
+        return self.width // BLOCK * SCALE_BITS[self.encoding] // 8
 
     @property
     def end(self) -> int:
@@ -147,7 +146,7 @@ def _projections(
 def _place(shape: _Shape, encodings: Mapping[str, Encoding], at: int) -> Matrix:
     name = next(iter(shape.parts))
     encoding = encodings[name]
-    codes_size = shape.rows * shape.width * _CODE_BITS[encoding] // 8
+    codes_size = shape.rows * shape.width * CODE_BITS[encoding] // 8
     return Matrix(
         name=name,
         parts=shape.parts,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import ONNX_WEIGHTS, Decoder
+from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import tensors
 from t1_edge_export.onnx_layout import Matrix, lay_out, unpack_codes
@@ -35,7 +36,14 @@ class OnnxWeights:
         self._specs = {spec.name: spec for spec in tensors(decoder)}
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        """Rows [start, stop) of a matrix, dequantized, float32 [stop - start, in]."""
+        """Rows [start, stop) of a matrix, dequantized.
+
+        Returns:
+            float32 [stop - start, in].
+
+        Raises:
+            ExportError: If weights.bin cannot be read so far.
+        """
         matrix = self._matrices[name]
         first, count = matrix.parts[name] + start, stop - start
         place = matrix.codes + first * matrix.row_bytes
@@ -58,5 +66,8 @@ class OnnxWeights:
 
     def _read(self, dtype: str, place: int, rows: int, row_bytes: int) -> NDArray[Any]:
         items = row_bytes // np.dtype(dtype).itemsize
-        found = np.fromfile(self._path, dtype, rows * items, offset=place)
-        return found.reshape(rows, items)
+        try:
+            found = np.fromfile(self._path, dtype, rows * items, offset=place)
+            return found.reshape(rows, items)
+        except (OSError, ValueError) as e:  # fewer than were asked for
+            raise ExportError(f"cannot read {self._path}: {e}") from e

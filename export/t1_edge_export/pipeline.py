@@ -1,6 +1,7 @@
 """Checkpoint to build: one pass over the tensors, every container fed from the same slabs."""
 
 import hashlib
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
+from t1_edge_export.decoder import tensors
 from t1_edge_export.formats import (
     check_cuda,
     choose_encodings,
@@ -41,14 +43,14 @@ from t1_edge_export.formats import (
     require_writer,
 )
 from t1_edge_export.gate import measure
-from t1_edge_export.gguf_metadata import gguf_metadata
-from t1_edge_export.plan import memory_to_write
+from t1_edge_export.gguf_metadata import gguf_metadata, tensor_bytes
+from t1_edge_export.plan import memory_to_export
 from t1_edge_export.precision import Budget, choose_eight_bit, eight_bit_layers, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
-from t1_edge_export.room import check_memory, free_memory
-from t1_edge_export.staging import Staging, staged
+from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder
+from t1_edge_export.staging import Staging, check_free, staged
 from t1_edge_export.trial import ask_reference, golden
 from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
@@ -87,6 +89,40 @@ class Request:
     allow_drift: bool = False
 
 
+def check(checkpoint: Checkpoint, request: Request) -> None:
+    """Whether an export may be begun: all that shows before a weight is read.
+
+    Args:
+        checkpoint: The float weights.
+        request: What to make of them; its quantizer is not looked at.
+
+    Raises:
+        CheckpointError: If the checkpoint's tokenizer is damaged, or the profile cannot hold it.
+        ContractError: If the checkpoint lacks a token that the contract does not let be added.
+        ExportError: See `export`.
+        MissingExtraError: See `export`.
+    """
+    if request.cuda:
+        check_cuda(request.formats, request.profile)
+    for format in request.formats:
+        require(format)
+        require_writer(format)
+    check_free(request.destination, request.force)
+    checkpoint = with_tokens(checkpoint, request.contract)
+    decoder = checkpoint.decoder
+    check_memory("exporting", memory_to_export(decoder), free_memory())
+    encodings = choose_encodings(decoder, request.profile)
+    if request.budget:
+        metadata = _metadata(checkpoint, request, encodings)
+        find_limit(request.budget, decoder, request.profile, request.formats, metadata)
+    if not request.resume:  # whose files may be there already
+        size = len(request.formats) * sum(
+            tensor_bytes(spec, encodings[spec.name]) for spec in tensors(decoder)
+        )
+        parent = nearest_folder(request.destination)
+        check_disk("the build", size, shutil.disk_usage(parent).free)
+
+
 def export(
     checkpoint: Checkpoint,
     request: Request,
@@ -116,28 +152,23 @@ def export(
     """
     if request.profile == "float" and request.quantizer.calibration:
         raise ExportError("the profile float rounds nothing: leave the calibration out")
-    if request.cuda:
-        check_cuda(request.formats, request.profile)
-    for format in request.formats:
-        require(format)
-        require_writer(format)
+    check(checkpoint, request)
     checkpoint = with_tokens(checkpoint, request.contract)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
-    check_memory("writing", memory_to_write(checkpoint.decoder), free_memory())
-    encodings = _encodings(checkpoint, request, say)
     with staged(
         request.destination,
         force=request.force,
         resume=request.resume,
-        request=_key(checkpoint, request, encodings),
+        request=_key(checkpoint, request),
         say=say,
     ) as staging:
         directory = staging.directory
         (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+        encodings = _encodings(checkpoint, request, say)
         say(f"writing {' and '.join(request.formats)}")
         weights = _write(staging, checkpoint, request, encodings, progress)
         say("asking the float reference for golden vectors")
-        trial, truth = ask_reference(ReferenceEngine(checkpoint), codec)
+        trial, truth = ask_reference(ReferenceEngine(checkpoint), codec, say)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)
         say("verifying the files that were written")
         found = measure(
@@ -152,7 +183,7 @@ def export(
         read = partial(
             read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
         )
-        verification = judge(found, checkpoint, read, allow_drift=request.allow_drift)
+        verification = judge(found, checkpoint, read, say, allow_drift=request.allow_drift)
         manifest = _manifest(directory, checkpoint, request, encodings, verification, weights)
         (directory / MANIFEST).write_bytes(manifest.to_json())
     return Build(request.destination)
@@ -209,7 +240,7 @@ def _write(
     return weights
 
 
-def _key(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encoding]) -> str:
+def _key(checkpoint: Checkpoint, request: Request) -> str:
     """Changes with everything that decides the bytes of a build."""
     parts = [
         __version__,
@@ -221,7 +252,7 @@ def _key(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encod
         *request.formats,
         str(request.cuda),
         request.quantizer.calibration,
-        *encodings.values(),
+        str(request.budget),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from t1_edge.build import TOKENIZER, Decoder, Format, Profile, Source
 from t1_edge.engines.select import available_threads
 from t1_edge.errors import ExportError
-from t1_edge_export.containers import Encoding
+from t1_edge_export.containers import Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
 from t1_edge_export.formats import check_cuda, choose_encodings, file_sizes, open_container
 from t1_edge_export.gguf_metadata import gguf_metadata
@@ -24,12 +25,10 @@ from t1_edge_export.journal import Journal
 from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.quantize.sensitivity import by_worth
+from t1_edge_export.reference_engine import reference_memory
 from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
-
-_BITS: Final[Mapping[Encoding, float]] = {"f32": 32, "q8_0": 8.5, "q4_0": 4.5}
-"""Of a weight in a GGUF, its share of a scale included."""
 
 _BASE_MEMORY: Final = 250_000_000
 _SLABS_A_THREAD: Final = 4
@@ -70,7 +69,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             has other counts of tensors, and sizes that differ by less than a layer's.
         files: Sizes in bytes by name; of the large files, to within the length of a few names.
         free_disk: Bytes that there are at the destination.
-        memory: Bytes that are resident at most while the files are written.
+        memory: Bytes that are resident at most in the exporter itself.
         engine_memory: Bytes that the largest engine needs, which verifies them.
         free_memory: Bytes that there are; None where the system does not say.
         seconds: To write the files, from a probe on random weights; GPTQ takes longer.
@@ -140,17 +139,18 @@ def make_plan(
         within_budget=budget is not None,
         files=files,
         free_disk=shutil.disk_usage(parent).free,
-        memory=memory_to_write(decoder),
+        memory=memory_to_export(decoder),
         engine_memory=_BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),
         seconds=_seconds(decoder, profile, formats, parent, measured=budget is not None),
     )
 
 
-def memory_to_write(decoder: Decoder) -> int:
-    """Bytes that are resident at most while a decoder is written."""
+def memory_to_export(decoder: Decoder) -> int:
+    """Bytes that are resident at most while a decoder is written, and then asked as reference."""
     slabs = _SLABS_A_THREAD * available_threads() * SLAB_WEIGHTS * 4
-    return _BASE_MEMORY + min(slabs, 4 * weight_count(decoder))
+    writing = min(slabs, 4 * weight_count(decoder))
+    return _BASE_MEMORY + max(writing, reference_memory(decoder))
 
 
 def check_room(plan: Plan) -> None:
@@ -160,7 +160,7 @@ def check_room(plan: Plan) -> None:
         ExportError: If there is not.
     """
     check_disk("the build", plan.disk, plan.free_disk)
-    check_memory("writing", plan.memory, plan.free_memory)
+    check_memory("exporting", plan.memory, plan.free_memory)
 
 
 def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors, ...]:
@@ -168,7 +168,7 @@ def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors
     for spec in tensors(decoder):
         weights[encodings[spec.name]] += spec.size
     return tuple(
-        Tensors(encoding=e, count=counts[e], weights=weights[e], bits=_BITS[e]) for e in weights
+        Tensors(encoding=e, count=counts[e], weights=weights[e], bits=bits(e)) for e in weights
     )
 
 
@@ -207,11 +207,13 @@ def _write_block(
     formats: Sequence[Format],
     folder: Path,
 ) -> None:
-    containers = [open_container(format, folder, decoder, encodings, b"") for format in formats]
     journal = Journal.open(folder / "journal.jsonl", "")
-    write_weights(_Noise(decoder), encodings, SEARCH, containers, journal)
-    for container in containers:
-        container.abort()
+    with ExitStack() as stack:
+        containers = []
+        for format in formats:
+            containers.append(open_container(format, folder, decoder, encodings, b""))
+            stack.callback(containers[-1].abort)
+        write_weights(_Noise(decoder), encodings, SEARCH, containers, journal)
 
 
 class _Noise:

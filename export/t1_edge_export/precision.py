@@ -8,13 +8,16 @@ from typing import Final
 from t1_edge.build import Decoder, Format, Profile
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding
+from t1_edge_export.containers import bits as bits_of
 from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, file_sizes
 from t1_edge_export.gguf_metadata import tensor_bytes
 
-LEAST_BITS: Final = 4.5
-MOST_BITS: Final = 8.5
-"""Of a weight in Q4_0 and in Q8_0, its share of a scale included."""
+LEAST_BITS: Final = bits_of("q4_0")
+MOST_BITS: Final = bits_of("q8_0")
+
+_NODE: Final = 4096
+"""More bytes than a node of a graph: the third of q, k and v makes one of three."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +100,8 @@ def choose_eight_bit(
 ) -> tuple[str, ...]:
     """Give 8 bits to layers, one after the other, while they fit.
 
-    What a byte is worth falls along the order, so that no other choice of as many bytes has more
-    worth, and the bytes that stay free are fewer than a layer that was passed over needs: what the
-    best choice of all would gain beyond this one is less than such a layer's worth (Dantzig 1957).
+    What the best choice of all would gain beyond this one is less than the worth of the first layer
+    that was passed over, one of hundreds (Dantzig 1957).
 
     Args:
         decoder: The shape of the model.
@@ -146,5 +148,5 @@ def _limit_of_bits(bits: float, decoder: Decoder) -> Limit:
 
 
 def _growth(spec: TensorSpec) -> int:
-    """Bytes that 8 bits add to a tensor in either format, alignment aside."""
-    return tensor_bytes(spec, "q8_0") - tensor_bytes(spec, "q4_0")
+    """Bytes that 8 bits add at least: of codes, less what a graph may save elsewhere."""
+    return tensor_bytes(spec, "q8_0") - tensor_bytes(spec, "q4_0") - _NODE

@@ -1,4 +1,4 @@
-"""The float truth: a decoder's forward pass in numpy float32, a block's weights at a time.
+"""The float truth: a decoder's forward pass in numpy float32, a block's weights at a time or kept.
 
 It shares no code with the graphs and files that it judges, and needs no torch; the tests hold it
 against transformers. Matrices multiply the tokens of all rows at once; attention goes row by row.

@@ -5,15 +5,23 @@ from typing import Final
 
 import numpy as np
 
+from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.engines.select import available_threads
-from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.decoder import weight_count
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
+from t1_edge_export.decoder import layer_tensors, weight_count
 from t1_edge_export.reference import Reference
 
 _KEPT: Final = 2**30
 """Bytes of float32 that are kept: a small model is dequantized once, a large one in every pass."""
+
+
+def reference_memory(decoder: Decoder) -> int:
+    """Bytes that the reference has resident: of a small model all weights, else a block twice."""
+    whole = 4 * weight_count(decoder)
+    block = 4 * sum(spec.size for spec in layer_tensors(decoder, 0))
+    return whole if whole <= _KEPT else 2 * block + 4 * SLAB_ROWS * decoder.hidden
 
 
 class ReferenceEngine:
@@ -21,15 +29,16 @@ class ReferenceEngine:
 
     Args:
         checkpoint: The float weights.
+        keep: Keep them in memory, and read them once; None if they are small.
     """
 
     batch_tokens = 4096
     batch_rows = 256
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, keep: bool | None = None) -> None:
         self._decoder = checkpoint.decoder
         small = 4 * weight_count(self._decoder) <= _KEPT
-        self._reference = Reference(checkpoint, keep=small)
+        self._reference = Reference(checkpoint, keep=small if keep is None else keep)
         library, threads = f"numpy {np.__version__}", available_threads()
         self.info = EngineInfo(engine="float", library=library, device="cpu", threads=threads)
         self._rows: Rows | None = None

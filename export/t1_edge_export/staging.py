@@ -21,6 +21,7 @@ from t1_edge_export.room import nearest_folder
 
 _BUILD: Final = "build"
 _SCRATCH: Final = "scratch"
+_REPLACED: Final = "replaced"
 _JOURNAL: Final = "journal.jsonl"
 _LOCK: Final = "lock"
 
@@ -71,6 +72,8 @@ def staged(
     partial = destination.with_name(f".{destination.name}.partial")
     with _no_empty_folders(destination.parent), closing(_lock(partial)):
         try:
+            _put_back(partial / _REPLACED, destination)
+            check_free(destination, force)
             if not resume:
                 _clear(partial, say)
             journal = _begin(partial, request)
@@ -78,7 +81,7 @@ def staged(
                 yield Staging(
                     directory=partial / _BUILD, scratch=partial / _SCRATCH, journal=journal
                 )
-                _publish(partial / _BUILD, destination)
+                _publish(partial, destination)
         except OSError as e:
             raise ExportError(f"nothing was published at {destination}: {e}") from e
 
@@ -102,7 +105,8 @@ def _begin(partial: Path, request: str) -> Journal:
     try:
         if not (partial / _BUILD).exists():  # it was published, and this not yet cleared away
             (partial / _JOURNAL).unlink(missing_ok=True)
-        shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
+        for folder in (_SCRATCH, _REPLACED):
+            shutil.rmtree(partial / folder, ignore_errors=True)
         for folder in (_BUILD, _SCRATCH):
             (partial / folder).mkdir(exist_ok=True)
         return Journal.open(partial / _JOURNAL, request)
@@ -181,27 +185,32 @@ def check_free(destination: Path, force: bool) -> None:
         raise ExportError(f"{destination} exists already; --force replaces it")
 
 
-def _publish(staging: Path, destination: Path) -> None:
+def _publish(partial: Path, destination: Path) -> None:
+    staging = partial / _BUILD
     for path in staging.iterdir():
         _flush(path)
     _flush(staging)
     if destination.exists():
-        _swap(staging, destination)
+        _swap(staging, destination, partial / _REPLACED)
     else:
         staging.rename(destination)
     _flush(destination.parent)
 
 
-def _swap(staging: Path, destination: Path) -> None:
-    """Put the staging directory in the place of an existing one."""
-    old = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")
+def _swap(staging: Path, destination: Path, old: Path) -> None:
+    """Put the staging directory in the place of an existing one, which is kept until then."""
     destination.rename(old)
     try:
         staging.rename(destination)
     except BaseException:  # an interruption too must leave the old one in its place
-        old.rename(destination)
+        _put_back(old, destination)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, destination: Path) -> None:
+    """Undo half a swap: of one that was killed there, too."""
+    if old.exists() and not destination.exists():
+        old.rename(destination)
 
 
 def _flush(path: Path) -> None:

@@ -4,8 +4,10 @@ Teacher-forced: vectors of whole rows, and scores of the next token along the re
 Free-running: what the engine thinks by itself, and the vectors behind that.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,8 @@ from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 
 BUDGETS: Final = (0, 4, 16)
 """Nothing, a few words, and what contracts give when nobody says."""
+
+_SECONDS_BETWEEN_LINES: Final = 5
 
 Tokens = tuple[int, ...]
 
@@ -100,15 +104,18 @@ class Answers:
             )
 
 
-def ask_reference(engine: Engine, codec: Codec) -> tuple[Trial, Answers]:
+def ask_reference(
+    engine: Engine, codec: Codec, say: Callable[[str], None] = lambda text: None
+) -> tuple[Trial, Answers]:
     """Let the float reference set the questions, and answer them.
 
     Args:
         engine: The reference.
         codec: The contract, bound to the checkpoint's tokenizer.
+        say: Called with a line every few seconds of thinking.
     """
     queries = tuple(codec.query(text).tokens for text in QUERIES)
-    with _Scored(engine.start(queries, room=BUDGETS[-1] + 2)) as session:
+    with _Scored(engine.start(queries, room=BUDGETS[-1] + 2), say) as session:
         written = think(session, len(queries), codec, budget=BUDGETS[-1])
     thoughts = tuple(thought.tokens for thought in written)
     close = (codec.close_id, codec.emb_id)
@@ -121,7 +128,7 @@ def ask_reference(engine: Engine, codec: Codec) -> tuple[Trial, Answers]:
     ]
     documents = [(*codec.document(text).tokens, codec.emb_id) for text in DOCUMENTS]
     # A thought that ends early is one row at several budgets.
-    rows = [*dict.fromkeys(row for about in zip(*ends, strict=True) for row in about), *documents]
+    rows = [*dict.fromkeys(chain.from_iterable(ends)), *documents]
     trial = Trial(
         contract=codec.contract,
         queries=queries,
@@ -208,8 +215,9 @@ def _forced(engine: Engine, trial: Trial) -> Float32Array:
 class _Scored:
     """A session that keeps the logits it was asked for, step by step, in `scores`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, say: Callable[[str], None]) -> None:
         self._session = session
+        self._say, self._said = say, time.monotonic()
         self.scores: list[Float32Array] = []
 
     def append(self, tokens: Mapping[int, int]) -> None:
@@ -217,7 +225,10 @@ class _Scored:
 
     def logits(self) -> Float32Array:
         self.scores.append(self._session.logits())
-        return self.scores[-1].copy()
+        if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            self._say(f"the reference has written {len(self.scores)} tokens of {BUDGETS[-1]}")
+        return self.scores[-1]
 
     def peek(self, token: int) -> Float32Array:
         return self._session.peek(token)

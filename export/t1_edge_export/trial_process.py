@@ -7,9 +7,9 @@ export with it.
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -19,9 +19,6 @@ from t1_edge.engines.select import open_format
 from t1_edge.errors import EngineError, T1Error
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.trial import Answers, Trial, ask
-
-_REFUSED: Final = 3
-"""Exit code of a process whose last words are a T1Error's."""
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,21 +45,29 @@ def ask_format(
     Raises:
         EngineError: If the engine cannot open the files, fails, or is killed.
     """
-    asked, answered = scratch / "trial.json", scratch / "answers.npz"
     request = _Request(
         directory=str(directory), format=format, decoder=decoder, exact=exact, trial=trial
     )
-    asked.write_bytes(msgspec.json.encode(request))
-    command = [sys.executable, "-m", "t1_edge_export.trial_process", str(asked), str(answered)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EngineError(f"{format} cannot be verified: {_reason(done)}")
-    return Answers.load(answered)
+    # A folder of its own: the process of an export that was killed may still be writing.
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        asked, answered, refused = (
+            Path(folder, name) for name in ("asked.json", "answers.npz", "refused")
+        )
+        asked.write_bytes(msgspec.json.encode(request))
+        # -P: a folder that the user happens to be in is no place to import from.
+        command = [sys.executable, "-P", "-m", "t1_edge_export.trial_process"]
+        command += map(str, (asked, answered, refused))
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
+        if refused.exists():
+            raise EngineError(f"{format} cannot be verified: {refused.read_text(encoding='utf-8')}")
+        if done.returncode:
+            raise EngineError(f"{format} cannot be verified: {_reason(done)}")
+        return Answers.load(answered)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode == _REFUSED:
-        return done.stderr.strip().splitlines()[-1]
     if done.returncode == -signal.SIGKILL:
         return "its engine was killed, as systems do when memory runs out: end other programs first"
     end = done.stderr.strip()[-500:] or "it said nothing"
@@ -80,9 +85,14 @@ def _answer(asked: Path, answered: Path) -> None:
         ask(engine, codec, trial).save(answered)
 
 
-if __name__ == "__main__":
+def _main(asked: Path, answered: Path, refused: Path) -> None:
     try:
-        _answer(*map(Path, sys.argv[1:]))
+        _answer(asked, answered)
     except T1Error as error:
-        sys.stderr.write(f"\n{error}\n")
-        sys.exit(_REFUSED)
+        refused.write_text(str(error), encoding="utf-8")
+    except OSError as error:
+        refused.write_text(f"{error}; is the disk full?", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(*map(Path, sys.argv[1:]))

@@ -19,6 +19,7 @@ def judge(
     found: Measured,
     checkpoint: Checkpoint,
     read: Callable[[Format], Weights],
+    say: Callable[[str], None],
     *,
     allow_drift: bool,
 ) -> Verification:
@@ -28,6 +29,7 @@ def judge(
         found: What the gate measured.
         checkpoint: The float weights.
         read: Reads a format's weights back from its files; called for a miss alone.
+        say: Called with a line on what is missed where that is allowed, and before a long search.
         allow_drift: Publish a build that misses its bounds.
 
     Raises:
@@ -35,16 +37,22 @@ def judge(
             tensors that lost most to rounding.
     """
     missed = misses(found.verification)
+    what = "; ".join(miss.sentence for miss in missed)
     if missed and not allow_drift:
+        say(f"the build misses its bounds ({what}); looking for the tensors")
+        formats = {miss.format for miss in missed} - {None} or found.worst_texts.keys()
         where = [
-            f"furthest from the reference in {format} are the texts {_quoted(worst)} and the "
+            f"furthest from the reference in {format} are the texts {_quoted(texts)} and the "
             f"tensors {_furthest(checkpoint, read(format))}"
-            for format, worst in found.worst_texts.items()
+            for format, texts in found.worst_texts.items()
+            if format in formats
         ]
         raise GateError(
-            f"not published, the build misses its bounds: {'; '.join([*missed, *where])}; "
+            f"not published, the build misses its bounds: {'; '.join([what, *where])}; "
             "--allow-drift publishes it all the same"
         )
+    if missed:
+        say(f"published all the same, the build misses its bounds: {what}")
     return msgspec.structs.replace(found.verification, drift_allowed=bool(missed))
 
 

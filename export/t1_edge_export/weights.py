@@ -8,7 +8,7 @@ import numpy as np
 
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import ContainerWriter, Encoding, Slab
-from t1_edge_export.decoder import tensors
+from t1_edge_export.decoder import matrices, tensors
 from t1_edge_export.journal import Journal, Written
 from t1_edge_export.quantize.quantizer import Quantizer
 from t1_edge_export.slabs import encode
@@ -40,9 +40,8 @@ def write_weights(
         sha256 over all quantized tensors: containers, the size of slabs and interruptions do not
         show in it.
     """
-    matrices = (spec for spec in tensors(checkpoint.decoder) if spec.role != "norm")
     # Norms are written again: a graph holds them itself.
-    held = [spec for spec in matrices if spec.name in journal.written]
+    held = [spec for spec in matrices(checkpoint.decoder) if spec.name in journal.written]
     for spec in held:
         for container in containers:
             container.skip(spec)

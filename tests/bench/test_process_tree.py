@@ -24,7 +24,6 @@ def test_memory_of_a_tree_is_counted_together(tmp_path: Path) -> None:
     found = run([sys.executable, "-c", _WITH_CHILD], log=log)
     assert found.returncode == 0
     assert 250e6 < found.peak_resident < 400e6
-    assert found.seconds > 0.5
     assert log.read_text() == "done\n"
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,21 +45,31 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     processes.set_forkserver_preload(["attempts", "gguf", "llama_cpp", "onnx", "onnxruntime"])
     target = request_.destination.with_name("killed")
     arguments = (tiny("llama").folder, target)
+    began = time.monotonic()
+    first = processes.Process(target=attempt, args=arguments)
+    first.start()
+    first.join()
+    longest = 1.1 * (time.monotonic() - began)  # so that no stage is out of reach
+    assert _bytes(target) == whole
+    target.rename(target.with_name("undisturbed"))
     moment = random.Random(0)
     kills = 0
+    reached: set[str] = set()
     while kills < 50:
         child = processes.Process(target=attempt, args=arguments)
         child.start()
-        child.join(moment.uniform(0, 0.6))
+        child.join(moment.uniform(0, longest))
         child.kill()
         child.join()
         kills += child.exitcode != 0
+        reached |= {path.name for path in target.parent.glob(".killed.partial/build/*")}
         if target.exists():
             assert _bytes(target) == whole
             target.rename(target.with_name(f"whole-{kills}"))
         else:
             with pytest.raises(BuildError):
                 Build(target)
+    assert "golden.npz" in reached
     last = processes.Process(target=attempt, args=arguments)
     last.start()
     last.join()

@@ -51,6 +51,36 @@ def test_force_replaces_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
+def _build(folder: Path, words: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(words)
+
+
+def test_a_build_whose_replacement_was_killed_comes_back(tmp_path: Path) -> None:
+    """Between two renames the old one is away, and the new one not yet there."""
+    partial = tmp_path / ".build.partial"
+    _build(partial / "replaced", "old")
+    (partial / "build").mkdir()
+    with pytest.raises(ExportError, match="--force"), staged(tmp_path / "build"):
+        pass
+    assert (tmp_path / "build" / MANIFEST).read_text() == "old"
+    with staged(tmp_path / "build", force=True) as staging:
+        (staging.directory / MANIFEST).write_text("new")
+    assert (tmp_path / "build" / MANIFEST).read_text() == "new"
+    assert os.listdir(tmp_path) == ["build"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_replacement_left_is_cleared_away(tmp_path: Path, resume: bool) -> None:
+    """Killed behind the second rename, with the old build still beside the new one."""
+    _build(tmp_path / "build", "new")
+    _build(tmp_path / ".build.partial" / "replaced", "old")
+    with staged(tmp_path / "build", force=True, resume=resume) as staging:
+        (staging.directory / MANIFEST).write_text("newest")
+    assert (tmp_path / "build" / MANIFEST).read_text() == "newest"
+    assert os.listdir(tmp_path) == ["build"]
+
+
 def test_what_is_no_build_is_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:

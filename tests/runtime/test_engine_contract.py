@@ -43,6 +43,7 @@ TOLERANCES = {
     "onnx": (1e-5, 1e-5),
     "gguf": (1e-5, 1e-5),
     "float": (1e-6, 1e-6),
+    "streamed": (1e-6, 1e-6),
 }
 
 
@@ -56,6 +57,8 @@ TOLERANCES = {
         "gguf-qwen3",
         "float-llama",
         "float-qwen3",
+        "streamed-llama",
+        "streamed-qwen3",
     ],
 )
 def case(
@@ -65,8 +68,9 @@ def case(
     engine: Engine
     if format == "fake":
         engine = FakeEngine(vocabulary=384)
-    elif format == "float":
-        engine = ReferenceEngine(open_checkpoint(tiny(family).folder))
+    elif format in ("float", "streamed"):
+        checkpoint = open_checkpoint(tiny(family).folder)
+        engine = ReferenceEngine(checkpoint, keep=format == "float")
     else:
         engine = open_engine(tiny_build(family, "float"), engine=format, threads=1)
     batch, split = TOLERANCES[format]

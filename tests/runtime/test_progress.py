@@ -45,6 +45,7 @@ def test_a_pace_says_how_far_how_fast_and_how_long(clock: Clock) -> None:
     [
         (292, 8, False, "16 of 292, 8/s, 35 s left"),
         (500, 1, False, "2 of 500, 1/s, 8 min 18 s left"),
+        (90_000, 1234, False, "2468 of 90000, 1,234/s, 1 min 11 s left"),
         (540_000_000, 60_000, True, "0 of 540 MB, 0 MB/s, 2 h 29 min left"),
         (80_000_000_000, 2_000_000_000, True, "4.0 of 80.0 GB, 2.0 GB/s, 38 s left"),
     ],

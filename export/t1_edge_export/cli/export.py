@@ -1,6 +1,7 @@
 """`t1-edge export`: a checkpoint to a build."""
 
 import re
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,13 +137,12 @@ def export(
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.contracts import contract_beside, find_contract
-    from t1_edge_export.pipeline import Request
+    from t1_edge_export.pipeline import Request, check
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
     from t1_edge_export.precision import Budget
     from t1_edge_export.quantize.calibration import find_quantizer
     from t1_edge_export.sources import find_source
-    from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
     if bits is not None and target_size is not None:
@@ -172,7 +172,6 @@ def export(
         _show(plan, as_json)
         check_room(plan)
         return
-    check_free(destination, force)  # before statistics are collected for minutes
     if profile == "float":
         calibration = calibration or "none"
     request = Request(
@@ -182,14 +181,14 @@ def export(
         formats=formats,
         cuda=cuda,
         profile=profile,
-        quantizer=find_quantizer(
-            quantizer, calibration, opened, found, save=save_statistics, say=talk
-        ),
         budget=budget,
         force=force,
         resume=resume,
         allow_drift=allow_drift,
     )
+    check(opened, request)  # before statistics are collected for minutes
+    fitted = find_quantizer(quantizer, calibration, opened, found, save=save_statistics, say=talk)
+    request = replace(request, quantizer=fitted)
     with quantizing(opened) as update:
         build = write(opened, request, say=talk, progress=update)
     if as_json:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers
+from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers, projection
 from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0
 from t1_edge_export.slabs import in_order, quantize, spans
 
@@ -66,7 +66,7 @@ def by_worth(checkpoint: Checkpoint, importance: Mapping[str, Float32Array]) -> 
     reach = _reach(checkpoint.decoder, squares) if importance else dict.fromkeys(squares, 1.0)
 
     def worth(spec: TensorSpec) -> float:
-        factor = reach[spec.name] * _SOFTMAX.get(_kind(spec), 1.0)
+        factor = reach[spec.name] * _SOFTMAX.get(projection(spec.name), 1.0)
         return factor * gains[spec.name] / (squares[spec.name] or 1.0) / spec.size
 
     return sorted(linear_layers(checkpoint.decoder), key=worth, reverse=True)
@@ -85,17 +85,12 @@ def _reach(decoder: Decoder, squares: Mapping[str, float]) -> dict[str, float]:
             if spec.role != "linear":
                 continue
             branch.append(spec.name)
-            if _kind(spec) in ("o_proj", "down_proj"):
+            if projection(spec.name) in ("o_proj", "down_proj"):
                 stream += squares[spec.name]
                 ratio = squares[spec.name] / stream if stream else 0.0
                 found |= dict.fromkeys(branch, ratio**_DAMPING)
                 branch.clear()
     return found
-
-
-def _kind(spec: TensorSpec) -> str:
-    """Which projection a tensor is, as "q_proj"."""
-    return spec.name.split(".")[-2]
 
 
 def _works(

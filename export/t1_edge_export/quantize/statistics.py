@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from t1_edge.build import Decoder
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge_export.checkpoint import Checkpoint, check_finite
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_file import open_gguf
 from t1_edge_export.reference import Reference
@@ -125,7 +125,7 @@ def read_statistics(path: Path, decoder: Decoder) -> Statistics:
     file = open_gguf(path)
     stored = {name: t.rows(0, t.shape[0]).reshape(-1) for name, t in file.tensors.items()}
     names = gguf_names(decoder)
-    linear = [spec for spec in tensors(decoder) if spec.role == "linear"]
+    linear = list(linear_layers(decoder))
     counts = [stored.get(names[spec.name] + _COUNTS, np.zeros(1, np.float32)) for spec in linear]
     datasets = file.keys.get("imatrix.datasets")
     return Statistics(

@@ -48,8 +48,12 @@ class Pace:
         rate = self.rate
         if not rate:
             return text
-        per_second = _scaled(rate, *_unit(rate)) if self._in_bytes else f"{rate:.3g}"
+        per_second = _scaled(rate, *_unit(rate)) if self._in_bytes else _count(rate)
         return f"{text}, {per_second}/s, {_duration((self._total - self._done) / rate)} left"
+
+
+def _count(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _unit(size: float) -> tuple[int, str]:
