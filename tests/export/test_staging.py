@@ -50,7 +50,6 @@ def test_force_replaces_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["build"]
 
 
-@pytest.mark.parametrize("force", [False, True])
 def _build(folder: Path, words: str) -> None:
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text(words)
@@ -81,6 +80,7 @@ def test_what_a_replacement_left_is_cleared_away(tmp_path: Path, resume: bool) -
     assert os.listdir(tmp_path) == ["build"]
 
 
+@pytest.mark.parametrize("force", [False, True])
 def test_what_is_no_build_is_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:
