@@ -1,0 +1,174 @@
+"""What each way to round nano costs: bytes, distance from the float weights, time, memory, nDCG@10.
+
+    python -m peers.quantizers --work DIR [--bench ENTAILMENT_BANK]
+
+Every way is an export by the command, in a process of its own. Cosines and divergences are the
+gate's; with a data set, nDCG@10 of the direct vectors from ONNX, and its paired difference to the
+float build's (bootstrap over queries). JSON lines, and a table.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from peers.process_tree import run
+from recipes.nano.evaluate import Measured, Task, system_name
+from recipes.nano.report import compare
+from t1_edge.build import Build, Format
+from t1_edge.encoder import Encoder
+from t1_edge_bench.datasets import load
+from t1_edge_bench.search import Searcher
+from t1_edge_bench.table import table
+from t1_edge_export.decoder import weight_count
+from t1_edge_export.models import MODELS, STATISTICS
+
+_NANO: Final = MODELS["nano"]
+_OWN: Final = ("--calibration", str(_NANO.folder / STATISTICS))
+_FLOAT: Final = "float"
+
+WAYS: Final[Mapping[str, Sequence[str]]] = {
+    _FLOAT: ("--profile", "float"),
+    "plain rounding": ("--quantizer", "rtn"),
+    "search": ("--calibration", "none"),
+    "search, weighted (ships)": _OWN,
+    "GPTQ": ("--quantizer", "gptq"),
+    "search, weighted, 5 bits": (*_OWN, "--bits", "5"),
+    "GPTQ, 5 bits": ("--quantizer", "gptq", "--bits", "5"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A way to round, in one format.
+
+    Attributes:
+        way: One of `WAYS`.
+        format: "onnx" or "gguf".
+        bits: Of a weight, over all of the file.
+        size: Bytes that the engine reads.
+        cosine_mean: At `<emb_token>`, teacher-forced; likewise the next two.
+        cosine_p1: 1st percentile.
+        cosine_min: The worst.
+        divergence: Of the next token's distribution, mean, in nats.
+        same: Share of free thoughts of up to 4 tokens that are the float weights'.
+        seconds: Of the whole export, both formats, verified.
+        peak_resident: Bytes that its processes had resident together.
+        ndcg: nDCG@10, where it was measured.
+        lost: Difference to the float build's, and its 95 % interval.
+    """
+
+    way: str
+    format: Format
+    bits: float
+    size: int
+    cosine_mean: float
+    cosine_p1: float
+    cosine_min: float
+    divergence: float
+    same: float
+    seconds: float
+    peak_resident: int
+    ndcg: float | None = None
+    lost: tuple[float, float, float] | None = None
+
+
+def export(way: str, work: Path) -> tuple[Build, float, int]:
+    """Export nano in one way: the build, seconds, and most bytes resident.
+
+    Raises:
+        click.ClickException: If the export fails; its log stays in `work`.
+    """
+    place, log = work / way, work / f"{way}.log"
+    shutil.rmtree(place, ignore_errors=True)
+    log.unlink(missing_ok=True)
+    command = [sys.executable, "-c", "from t1_edge.cli import main; main()", "export", _NANO.base]
+    command += ["--adapter", str(_NANO.folder), "--contract", _NANO.name, "--allow-drift"]
+    taken = run([*command, "--output", str(place), *WAYS[way]], log=log)
+    if taken.returncode:
+        raise click.ClickException(f"exporting by {way} failed: see {log}")
+    return Build(place), taken.seconds, taken.peak_resident
+
+
+def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row]:
+    """A row for each format, from what the gate measured."""
+    weights = weight_count(build.manifest.decoder)
+    found = []
+    for format in build.manifest.formats:
+        figures = build.manifest.verification.engines[format]
+        found.append(
+            Row(
+                way=way,
+                format=format,
+                bits=round(8 * build.size(format) / weights, 2),
+                size=build.size(format),
+                cosine_mean=figures.cosine_mean,
+                cosine_p1=figures.cosine_p1,
+                cosine_min=figures.cosine_min,
+                divergence=figures.divergence_mean,
+                same=figures.free[0].same,
+                seconds=seconds,
+                peak_resident=peak_resident,
+            )
+        )
+    return found
+
+
+def ndcg(way: str, build: Build, task: Task) -> Measured:
+    """nDCG@10 of the direct vectors, query by query."""
+    with Encoder.load(build.path, engine="onnx") as encoder:
+        searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
+        return task.measure(system_name(way, 0), searcher.direct, build=encoder.fingerprint)
+
+
+def _with_ndcg(row: Row, measured: Mapping[str, Measured]) -> Row:
+    if row.format != "onnx" or row.way not in measured:
+        return row
+    pair = [measured[row.way], measured[_FLOAT]]
+    found = Row(**{**asdict(row), "ndcg": measured[row.way].mean})
+    if row.way == _FLOAT:
+        return found
+    [apart] = compare(pair, pair[0].system, pair[1].system)
+    return Row(**{**asdict(found), "lost": (apart.mean, apart.low, apart.high)})
+
+
+def _cells(row: Row) -> list[str]:
+    cosines = [f"{x:.4f}" for x in (row.cosine_mean, row.cosine_p1, row.cosine_min)]
+    sizes = [f"{row.bits:.2f}", f"{row.size / 1e6:.0f}"]
+    cells = [row.way, row.format, *sizes, *cosines, f"{row.divergence:.3f}", f"{row.same:.0%}"]
+    cells += [f"{row.seconds:.0f}", f"{row.peak_resident / 1e9:.2f}"]
+    cells.append("" if row.ndcg is None else f"{row.ndcg:.3f}")
+    if row.lost is None:
+        return [*cells, ""]
+    mean, low, high = row.lost
+    return [*cells, f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--bench", type=click.Path(path_type=Path, exists=True), help="entailment-bank.")
+def main(work: Path, bench: Path | None) -> None:
+    """Round nano in every way, and compare."""
+    work.mkdir(parents=True, exist_ok=True)
+    found: list[Row] = []
+    measured: dict[str, Measured] = {}
+    dataset = load(bench, split="test") if bench else None
+    for way in WAYS:
+        build, seconds, peak = export(way, work)
+        if dataset:
+            measured[way] = ndcg(way, build, Task(dataset=dataset, qrels=dataset.qrels))
+        for row in rows(way, build, seconds, peak):
+            found.append(_with_ndcg(row, measured))
+            click.echo(json.dumps(asdict(found[-1])))
+    header = ["rounded by", "format", "bits", "MB", "mean cosine", "1st pct", "worst", "nats"]
+    header += ["same thoughts", "s", "GB", "nDCG@10", "less float"]
+    click.echo(table(header, [_cells(row) for row in found]))
+
+
+if __name__ == "__main__":
+    main()
