@@ -120,7 +120,7 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
             tensor_bytes(spec, encodings[spec.name]) for spec in tensors(decoder)
         )
         parent = nearest_folder(request.destination)
-        check_disk("the build", size, shutil.disk_usage(parent).free)
+        check_disk(str(request.destination), size, shutil.disk_usage(parent).free)
 
 
 def export(
