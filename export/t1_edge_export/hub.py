@@ -80,11 +80,17 @@ def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
         from huggingface_hub import constants
     except ImportError as e:
         raise MissingExtraError("huggingface_hub", "export") from e
-    revision = repository.revision
+    commit = None
     if not constants.HF_HUB_OFFLINE:
         say(f"asking the hub for {repository}")
-        revision = _commit(repository)
-    folder = _download(repository, revision, _DESCRIPTION)
+        commit = _commit(repository)
+    # By its own name, which the cache notes, so that it is found there without a network.
+    folder = _download(repository, repository.revision, _DESCRIPTION)
+    if commit not in (None, folder.name):
+        raise DownloadError(
+            f"{repository} was {commit} a moment ago, and {folder.name} is what came: the hub did "
+            "not answer twice, or the model has just changed; run it again"
+        )
     _check_there(folder, _NEEDED, repository)
     read_decoder(folder)
     names = shard_names(folder)
@@ -96,8 +102,7 @@ def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
 def _commit(repository: Repository) -> str:
     """The commit that a revision is now.
 
-    `snapshot_download` is asked for it by name: of a branch it would take an old copy where the
-    hub does not answer, and say nothing.
+    Where the hub does not answer, `snapshot_download` takes an old copy and says nothing.
 
     Raises:
         DownloadError: If the hub does not answer, or has no such model or revision for this user.

@@ -35,7 +35,7 @@ _SLABS_A_THREAD: Final = 4
 """What a process of two threads had resident (docs/LOG.md): a slab is held as stored, as float32,
 as codes and as packed bytes."""
 
-_ENGINE_MEMORY: Final[Mapping[Format, float]] = {"onnx": 1.65, "gguf": 2.4}
+_ENGINE_MEMORY: Final[Mapping[Format, float]] = {"onnx": 2.0, "gguf": 2.4}
 """Times its file, since engines repack weights for the processor (docs/LOG.md)."""
 
 _PROBE_VOCABULARY: Final = 4096
