@@ -306,7 +306,7 @@ def test_a_disk_that_is_full_already(folder: Path, disk: Callable[..., Path]) ->
     place = disk("size=40k")
     (place / "other").write_bytes(bytes(40 * 1024))
     error = _refused(folder, place / "build")
-    assert re.search(f"{place}/build needs .* of disk and there are 0.00 GB", error)
+    assert re.search(f"{place}/build needs .* of disk and there are 0.00 MB", error)
 
 
 def test_a_full_disk_leaves_the_build_that_stands_there(
