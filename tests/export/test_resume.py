@@ -53,9 +53,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     assert _bytes(target) == whole
     target.rename(target.with_name("undisturbed"))
     moment = random.Random(0)
-    kills = 0
+    kills = attempts = 0
     reached: set[str] = set()
     while kills < 50:
+        attempts += 1
         child = processes.Process(target=attempt, args=arguments)
         child.start()
         child.join(moment.uniform(0, longest))
@@ -65,7 +66,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         reached |= {path.name for path in target.parent.glob(".killed.partial/build/*")}
         if target.exists():
             assert _bytes(target) == whole
-            target.rename(target.with_name(f"whole-{kills}"))
+            target.rename(target.with_name(f"whole-{attempts}"))
         else:
             with pytest.raises(BuildError):
                 Build(target)
