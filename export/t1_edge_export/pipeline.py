@@ -267,7 +267,9 @@ def _manifest(
 ) -> Manifest:
     """Describe the files that are in the directory; the model card is written on the way."""
     decoder = checkpoint.decoder
-    entries = {path.name: file_entry(path) for path in sorted(directory.iterdir())}
+    # An export that was killed between the manifest and its publishing left these two.
+    written = [path for path in sorted(directory.iterdir()) if path.name not in (MANIFEST, CARD)]
+    entries = {path.name: file_entry(path) for path in written}
     tokenizer = entries[TOKENIZER].sha256
     manifest = Manifest(
         schema=SCHEMA,

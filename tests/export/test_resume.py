@@ -14,7 +14,7 @@ import pytest
 from attempts import attempt
 from t1_edge.build import Build
 from t1_edge.errors import BuildError, ExportError
-from t1_edge_export import weights
+from t1_edge_export import staging, weights
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import Request, export
@@ -155,6 +155,23 @@ def test_a_journal_that_was_cut_off_itself_is_read_up_to_there(
     with journal.open("ab") as file:
         file.write(b'{"tensor": "model.lay')
     export(checkpoint, dataclasses.replace(request_, resume=True))
+
+
+def test_killed_just_before_it_was_published_it_ends_alike(
+    checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _bytes(export(checkpoint, request_).path)
+    late = dataclasses.replace(request_, destination=request_.destination.with_name("late"))
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(staging, "_publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, late)
+    assert (late.destination.with_name(".late.partial") / "build" / "t1.json").exists()
+    assert _bytes(export(checkpoint, dataclasses.replace(late, resume=True)).path) == whole
 
 
 def test_a_file_that_was_cut_meanwhile_is_not_gone_on_with(
