@@ -19,7 +19,9 @@ from t1_edge.errors import ExportError
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.room import check_disk
 
-Encoding = Literal["f32", "q4_0", "q8_0"]
+Encoding = Literal["f32", "q4_0", "q8_0", "q5_0", "q4_k", "q6_k"]
+Packed = Literal["q5_0", "q4_k", "q6_k"]
+"""What llama.cpp alone reads: its own kernels round to it, and give bytes."""
 
 BLOCK: Final = 32
 """Weights that share a scale, along a row: the block of llama.cpp's Q4_0 and Q8_0."""
@@ -32,8 +34,14 @@ SCALE_BITS: Final[Mapping[Encoding, int]] = {"f32": 0, "q8_0": 16, "q4_0": 16}
 """Of a block's scale, a float16."""
 
 
+_PACKED_BITS: Final[Mapping[Encoding, float]] = {"q5_0": 5.5, "q4_k": 4.5, "q6_k": 6.5625}
+"""Of a weight: 22 bytes for 32, 144 and 210 for 256 (ggml's block_q5_0, block_q4_K, block_q6_K)."""
+
+
 def bits(encoding: Encoding) -> float:
-    """Of a weight, its share of a scale included."""
+    """Of a weight, its share of scales included."""
+    if encoding in _PACKED_BITS:
+        return _PACKED_BITS[encoding]
     return CODE_BITS[encoding] + SCALE_BITS[encoding] / BLOCK
 
 
@@ -46,14 +54,16 @@ def aligned(size: int, alignment: int) -> int:
 class Slab:
     """Consecutive rows of one tensor, encoded.
 
-    A weight is `scales * (codes - 8)` in q4_0, `scales * codes` in q8_0, `codes` in f32.
+    A weight is `scales * (codes - 8)` in q4_0, `scales * codes` in q8_0, `codes` in f32; what else
+    there is are blocks that llama.cpp packed.
 
     Attributes:
         spec: The tensor.
         encoding: The block format.
         start: First row of the slab in the tensor.
-        codes: uint8 0..15 (q4_0), int8 (q8_0) or float32 (f32), [rows, in] or [n] of a norm.
-        scales: float16 [rows, in / BLOCK]; None in f32.
+        codes: uint8 0..15 (q4_0), int8 (q8_0) or float32 (f32), [rows, in] or [n] of a norm;
+            uint8 [rows, bytes] of packed blocks.
+        scales: float16 [rows, in / BLOCK] of q4_0 and q8_0; None elsewhere.
     """
 
     spec: TensorSpec
@@ -61,6 +71,11 @@ class Slab:
     start: int
     codes: NDArray[Any]
     scales: NDArray[np.float16] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return len(self.codes) * (self.spec.size // self.spec.shape[0])
 
     @property
     def is_last(self) -> bool:

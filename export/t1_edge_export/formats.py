@@ -12,27 +12,35 @@ from t1_edge.errors import CheckpointError, ExportError, MissingExtraError
 from t1_edge_export.checkpoint import Weights
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
 from t1_edge_export.decoder import Role, tensors
+from t1_edge_export.mixture import mixture
 
 _ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
     "portable": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
+    "native": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
     "float": {"embedding": "f32", "linear": "f32", "norm": "f32", "head": "f32"},
 }
 
 
 def choose_encodings(
-    decoder: Decoder, profile: Profile, eight_bit: Iterable[str] = ()
+    decoder: Decoder,
+    profile: Profile,
+    formats: Collection[Format],
+    eight_bit: Iterable[str] = (),
 ) -> dict[str, Encoding]:
     """Block format by tensor name.
 
     Args:
         decoder: The shape of the model.
         profile: How it is quantized.
+        formats: What is written.
         eight_bit: Linear layers that are Q8_0, whatever the profile says.
 
     Raises:
         CheckpointError: If the blocks of a format do not divide a tensor.
     """
     encodings = {spec.name: _ENCODINGS[profile][spec.role] for spec in tensors(decoder)}
+    if profile == "native" and "gguf" in formats:
+        encodings |= mixture(decoder)
     encodings |= dict.fromkeys(eight_bit, "q8_0")
     for spec in tensors(decoder):
         if encodings[spec.name] != "f32" and spec.shape[-1] % BLOCK:
@@ -51,6 +59,25 @@ def require_writer(format: Format) -> None:
     """
     if find_spec(format) is None:
         raise MissingExtraError(format, "export")
+
+
+def check_native(formats: Collection[Format], *, budget: bool) -> None:
+    """Whether a build of the profile `native` can hold what is asked for.
+
+    Args:
+        formats: What is written.
+        budget: Whether there is one.
+
+    Raises:
+        ExportError: If it cannot.
+    """
+    if len(formats) != 1:
+        raise ExportError(
+            "native weights are one engine's, and so are the vectors that they make: ask for one "
+            "format, or for the profile portable"
+        )
+    if budget and "gguf" in formats:
+        raise ExportError("native's GGUF is llama.cpp's Q4_K_M: leave --bits and --target-size out")
 
 
 def check_cuda(formats: Collection[Format], profile: Profile) -> None:

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 ALIGNMENT: Final = 32
 """Bytes: every tensor begins at a multiple of it (the format's default)."""
 
-_TYPES: Final[Mapping[Encoding, str]] = {"f32": "F32", "q4_0": "Q4_0", "q8_0": "Q8_0"}
 _FILE_TYPES: Final[Mapping[Encoding, str]] = {
     "f32": "ALL_F32",
     "q4_0": "MOSTLY_Q4_0",
     "q8_0": "MOSTLY_Q8_0",
+    "q5_0": "MOSTLY_Q5_0",
+    "q4_k": "MOSTLY_Q4_K_M",
+    "q6_k": "MOSTLY_Q6_K",
 }
 _END_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 """What ends a turn in the families that are written, the first that exists."""
@@ -126,5 +128,5 @@ def _announce(writer: "GGUFWriter", decoder: Decoder, encodings: Mapping[str, En
         size = tensor_bytes(spec, encoding)
         dtype: Any = np.float32 if encoding == "f32" else np.uint8
         shape = spec.shape if encoding == "f32" else (spec.shape[0], size // spec.shape[0])
-        kind = gguf.GGMLQuantizationType[_TYPES[encoding]]
+        kind = gguf.GGMLQuantizationType[encoding.upper()]
         writer.add_tensor_info(names[spec.name], shape, np.dtype(dtype), size, kind)

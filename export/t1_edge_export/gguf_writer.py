@@ -19,8 +19,10 @@ def pack(slab: Slab) -> NDArray[np.uint8]:
 
     A Q4_0 block is its float16 scale and 16 bytes, byte j holding code j in its low half and code
     j + 16 in its high half; a Q8_0 block is its scale and 32 signed bytes. Source: ggml's
-    block_q4_0 and block_q8_0.
+    block_q4_0 and block_q8_0. Blocks that llama.cpp packed are as they should be.
     """
+    if slab.encoding != "f32" and slab.scales is None:
+        return slab.codes
     if slab.scales is None:
         values = np.ascontiguousarray(slab.codes, "<f4")
         return values.reshape(len(values), -1).view(np.uint8)

@@ -37,6 +37,7 @@ from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import tensors
 from t1_edge_export.formats import (
     check_cuda,
+    check_native,
     choose_encodings,
     open_container,
     read_back,
@@ -67,7 +68,7 @@ class Request:
         contract: How text becomes tokens and a vector.
         formats: Engines to write for.
         profile: How to quantize.
-        quantizer: How `portable` rounds the linear layers; a new one for each export.
+        quantizer: How the linear layers are rounded; a new one for each export.
         budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
             as fit. All of them have 4 if None.
         cuda: Write ONNX's graph for CUDA too. The gate does not run it.
@@ -102,6 +103,8 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
         ExportError: See `export`.
         MissingExtraError: See `export`.
     """
+    if request.profile == "native":
+        check_native(request.formats, budget=request.budget is not None)
     if request.cuda:
         check_cuda(request.formats, request.profile)
     for format in request.formats:
@@ -111,7 +114,7 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
     checkpoint = with_tokens(checkpoint, request.contract)
     decoder = checkpoint.decoder
     check_memory("exporting", memory_to_export(decoder), free_memory())
-    encodings = choose_encodings(decoder, request.profile)
+    encodings = choose_encodings(decoder, request.profile, request.formats)
     if request.budget:
         metadata = _metadata(checkpoint, request, encodings)
         find_limit(request.budget, decoder, request.profile, request.formats, metadata)
@@ -145,8 +148,9 @@ def export(
         CheckpointError: If a tensor cannot be read, or quantized.
         ExportError: If the destination exists or cannot be written, disk or memory are too small,
             what is to be resumed was another request's, the budget cannot be met, the profile
-            rounds nothing and a calibrated quantizer or a budget is given, or there are no weights
-            for a graph for CUDA.
+            rounds nothing and a calibrated quantizer or a budget is given, it is native and two
+            formats or what its GGUF has no use for are, or there are no weights for a graph for
+            CUDA.
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
@@ -194,7 +198,7 @@ def _encodings(
 ) -> dict[str, Encoding]:
     """Block format by tensor name, those linear layers measured that a budget is spent on."""
     decoder = checkpoint.decoder
-    plain = choose_encodings(decoder, request.profile)
+    plain = choose_encodings(decoder, request.profile, request.formats)
     if request.budget is None:
         return plain
     metadata = _metadata(checkpoint, request, plain)
@@ -203,7 +207,7 @@ def _encodings(
     judged = "" if importance else ", by the weights alone"
     say(f"measuring what 4 bits cost each linear layer{judged}")
     chosen = choose_eight_bit(decoder, limit, by_worth(checkpoint, importance))
-    return choose_encodings(decoder, request.profile, chosen)
+    return choose_encodings(decoder, request.profile, request.formats, chosen)
 
 
 def _metadata(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encoding]) -> bytes:

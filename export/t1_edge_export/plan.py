@@ -19,7 +19,13 @@ from t1_edge.engines.select import available_threads
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
-from t1_edge_export.formats import check_cuda, choose_encodings, file_sizes, open_container
+from t1_edge_export.formats import (
+    check_cuda,
+    check_native,
+    choose_encodings,
+    file_sizes,
+    open_container,
+)
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.journal import Journal
 from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
@@ -108,17 +114,20 @@ def make_plan(
         profile: How it is quantized.
         formats: What is written.
         destination: Where to.
-        budget: What the build may take, of the profile `portable`.
+        budget: What the build may take.
         cuda: With ONNX's graph for CUDA.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
         ExportError: If llama.cpp does not know the tokenizer, the destination cannot be written, or
-            the budget cannot be met, or there are no weights for a graph for CUDA.
+            the budget cannot be met, two formats are asked of the profile native, or there are no
+            weights for a graph for CUDA.
     """
+    if profile == "native":
+        check_native(formats, budget=budget is not None)
     if cuda:
         check_cuda(formats, profile)
-    encodings = choose_encodings(decoder, profile)
+    encodings = choose_encodings(decoder, profile, formats)
     metadata = b""
     if "gguf" in formats:
         unknown = Source(id="", sha256="", licence="")
@@ -126,7 +135,7 @@ def make_plan(
     if budget:
         limit = find_limit(budget, decoder, profile, formats, metadata)
         chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
-        encodings = choose_encodings(decoder, profile, chosen)
+        encodings = choose_encodings(decoder, profile, formats, chosen)
     files = {TOKENIZER: len(tokenizer.encode())}
     engines = []
     for format in formats:
@@ -182,7 +191,7 @@ def _seconds(
 ) -> float:
     """To write a decoder: one random block of its widths is written, twice, to the same disk."""
     small = msgspec.structs.replace(decoder, layers=1, vocabulary=_PROBE_VOCABULARY)
-    encodings = choose_encodings(small, profile)
+    encodings = choose_encodings(small, profile, formats)
     seconds = 0.0
     for _ in range(2):  # the first time compiles
         try:

@@ -1,7 +1,7 @@
 """Mixed precision: which linear layers are Q8_0, and not Q4_0, within a budget."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,11 +46,11 @@ class Limit:
     """A budget, applied to a decoder.
 
     Attributes:
-        cost: Bytes that count, by what the tensors are encoded as.
+        cost: Bytes that count, by the linear layers that have 8 bits.
         most: Bytes that there may be.
     """
 
-    cost: Callable[[Mapping[str, Encoding]], int]
+    cost: Callable[[Iterable[str]], int]
     most: int
 
 
@@ -80,12 +80,13 @@ def find_limit(
     if budget.bits is not None:
         return _limit_of_bits(budget.bits, decoder)
 
-    def cost(encodings: Mapping[str, Encoding]) -> int:
+    def cost(eight_bit: Iterable[str]) -> int:
+        encodings = choose_encodings(decoder, profile, formats, eight_bit)
         files = [file_sizes(format, decoder, encodings, metadata) for format in formats]
         return max(sum(sizes.values()) for sizes in files)
 
     everything = [spec.name for spec in linear_layers(decoder)]
-    least, most = (cost(choose_encodings(decoder, "portable", names)) for names in ([], everything))
+    least, most = cost([]), cost(everything)
     size = budget.size or 0
     if not least <= size <= most:
         raise ExportError(
@@ -112,18 +113,14 @@ def choose_eight_bit(
         Names of tensors, in the order of `decoder.tensors`.
     """
     names = [spec.name for spec in order]
-
-    def cost(chosen: Sequence[str]) -> int:
-        return limit.cost(choose_encodings(decoder, "portable", chosen))
-
     # By halving: to lay out the files for every layer anew would take seconds.
     counts = range(len(names) + 1)
-    first = bisect_right(counts, limit.most, key=lambda count: cost(names[:count])) - 1
-    chosen, used = names[:first], cost(names[:first])
+    first = bisect_right(counts, limit.most, key=lambda count: limit.cost(names[:count])) - 1
+    chosen, used = names[:first], limit.cost(names[:first])
     for spec in order[first:]:
-        if used + _growth(spec) <= limit.most and cost([*chosen, spec.name]) <= limit.most:
+        if used + _growth(spec) <= limit.most and limit.cost([*chosen, spec.name]) <= limit.most:
             chosen.append(spec.name)
-            used = cost(chosen)
+            used = limit.cost(chosen)
     return tuple(spec.name for spec in linear_layers(decoder) if spec.name in chosen)
 
 
@@ -141,8 +138,9 @@ def _limit_of_bits(bits: float, decoder: Decoder) -> Limit:
         )
     layers = list(linear_layers(decoder))
 
-    def cost(encodings: Mapping[str, Encoding]) -> int:
-        return sum(tensor_bytes(spec, encodings[spec.name]) for spec in layers)
+    def cost(eight_bit: Iterable[str]) -> int:
+        chosen = frozenset(eight_bit)
+        return sum(tensor_bytes(spec, "q8_0" if spec.name in chosen else "q4_0") for spec in layers)
 
     return Limit(cost=cost, most=int(bits * sum(spec.size for spec in layers) / 8))
 

@@ -15,10 +15,14 @@ from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.quantize.blocks import quantize_q8_0
-from t1_edge_export.quantize.quantizer import Quantizer, RowQuantizer
+from t1_edge_export.quantize.packed import LARGEST, PACKED
+from t1_edge_export.quantize.quantizer import Quantizer, RowPacker, RowQuantizer
 
 Float32Array = NDArray[np.float32]
 T = TypeVar("T")
+
+_Rounding = Callable[[int, Float32Array], Slab]
+"""Takes the number of the first row, and rows, float32 [rows, in]; on any thread."""
 
 SLAB_WEIGHTS: Final = 8 * 2**20
 """Most weights of a slab: 32 MiB of float32, about twice that while they are quantized."""
@@ -36,7 +40,8 @@ def encode(
     Args:
         checkpoint: The float weights.
         encodings: Block format by tensor name.
-        quantizer: How linear layers are rounded to Q4_0.
+        quantizer: How linear layers are rounded to Q4_0, and errors weighed in blocks that
+            llama.cpp packs.
         without: Tensors to leave out.
 
     Yields:
@@ -97,7 +102,7 @@ def quantize(
     """
     codes, scales = q4_0(weights) if q4_0 else quantize_q8_0(weights)
     if not np.isfinite(scales).all():
-        raise CheckpointError(f"{spec.name} holds weights too large for float16 scales")
+        raise _too_large(spec)
     encoding: Encoding = "q4_0" if q4_0 else "q8_0"
     return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)
 
@@ -111,20 +116,39 @@ def _works(
     for spec in tensors(checkpoint.decoder):
         if spec.name in without:
             continue
-        encoding = encodings[spec.name]
-        q4_0 = quantizer.q4_0(spec) if encoding == "q4_0" else None
+        rounded = _rounding(spec, encodings[spec.name], quantizer)
         for rows in spans(spec, checkpoint.decoder.head_dim):
-            yield partial(_encode, checkpoint, spec, encoding, q4_0, rows)
+            yield partial(_encode, checkpoint, spec, rows, rounded)
 
 
-def _encode(
-    checkpoint: Checkpoint,
+def _encode(checkpoint: Checkpoint, spec: TensorSpec, rows: range, rounded: _Rounding) -> Slab:
+    return rounded(rows.start, checkpoint.rows(spec.name, rows.start, rows.stop))
+
+
+def _rounding(spec: TensorSpec, encoding: Encoding, quantizer: Quantizer) -> _Rounding:
+    if encoding in PACKED:
+        return partial(_pack, spec, encoding, quantizer.packer(spec, encoding))
+    if encoding == "f32":
+        return partial(_keep, spec)
+    q4_0 = quantizer.q4_0(spec) if encoding == "q4_0" else None
+    return lambda start, weights: quantize(spec, start, weights, q4_0)
+
+
+def _keep(spec: TensorSpec, start: int, weights: Float32Array) -> Slab:
+    return Slab(spec=spec, encoding="f32", start=start, codes=weights)
+
+
+def _pack(
     spec: TensorSpec,
     encoding: Encoding,
-    q4_0: RowQuantizer | None,
-    rows: range,
+    packer: RowPacker,
+    start: int,
+    weights: Float32Array,
 ) -> Slab:
-    weights = checkpoint.rows(spec.name, rows.start, rows.stop)
-    if encoding == "f32":
-        return Slab(spec=spec, encoding=encoding, start=rows.start, codes=weights)
-    return quantize(spec, rows.start, weights, q4_0)
+    if np.abs(weights).max() > LARGEST:
+        raise _too_large(spec)
+    return Slab(spec=spec, encoding=encoding, start=start, codes=packer(weights))
+
+
+def _too_large(spec: TensorSpec) -> CheckpointError:
+    return CheckpointError(f"{spec.name} holds weights too large for float16 scales")

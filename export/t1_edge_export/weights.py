@@ -53,8 +53,8 @@ def write_weights(
         _add(digest, slab)
         for container in containers:
             container.write(slab)
-        progress(slab.codes.size)
-        loose += slab.codes.size
+        progress(slab.size)
+        loose += slab.size
         if slab.is_last:
             fresh.append(Written(tensor=slab.spec.name, sha256=digest.hexdigest()))
             digest = hashlib.sha256()

@@ -25,7 +25,7 @@ CUDA_GRAPH: Final = "model.cuda.onnx"
 GGUF_MODEL: Final = "model.gguf"
 
 Format = Literal["onnx", "gguf"]
-Profile = Literal["portable", "float"]
+Profile = Literal["portable", "native", "float"]
 
 _FILES: Final[Mapping[Format, tuple[str, ...]]] = {
     "onnx": (ONNX_GRAPH, ONNX_WEIGHTS),
@@ -203,8 +203,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         contract: How text becomes tokens and a vector.
         formats: Engines' files that the build holds.
         encodings: How many tensors were written in which block format, by its name.
-        eight_bit: Linear layers' tensors that have 8 bits since 4 would cost them most, by name;
-            the embedding and the head, which always have 8 in `portable`, are not among them.
+        eight_bit: Linear layers' tensors that have 8 bits since fewer would cost them most, by
+            name; the embedding and the head, which always have 8 but in `float`, are not among
+            them.
         calibration: What the errors of rounded weights were weighed with; empty if with nothing.
         files: Every file but `t1.json`, by its path relative to the build.
         fingerprint: Hash of everything that changes a document vector.

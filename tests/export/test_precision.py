@@ -99,9 +99,10 @@ def test_a_target_size_is_kept_to_the_byte(
 def _with_one_more(build: Build, name: str) -> int:
     """Bytes of the larger format if one more layer had 8 bits."""
     decoder = build.manifest.decoder
-    encodings = choose_encodings(decoder, "portable", [*build.manifest.eight_bit, name])
-    metadata = bytes(gguf.GGUFReader(build.file(GGUF_MODEL)).data_offset)
     formats: tuple[Format, ...] = ("onnx", "gguf")
+    eight_bit = [*build.manifest.eight_bit, name]
+    encodings = choose_encodings(decoder, "portable", formats, eight_bit)
+    metadata = bytes(gguf.GGUFReader(build.file(GGUF_MODEL)).data_offset)
     return max(sum(file_sizes(f, decoder, encodings, metadata).values()) for f in formats)
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from t1_edge_export.plan import Plan
 
 
+_NATIVE_BITS = 5.0
+"""Half a bit more than portable's: where a byte more was worth most (docs/export.md)."""
+
+
 def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[Any, ...]:
     formats = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     unknown = [format for format in formats if format not in ("onnx", "gguf")]
@@ -55,10 +59,11 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 )
 @click.option(
     "--profile",
-    type=click.Choice(["portable", "float"]),
+    type=click.Choice(["portable", "native", "float"]),
     default="portable",
     show_default=True,
-    help="Q4_0 body and Q8_0 embedding, or float32.",
+    help="The same int4 weights for every engine, the best that one format's engine reads, or "
+    "float32.",
 )
 @click.option(
     "--adapter",
@@ -79,15 +84,14 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option(
     "--quantizer",
     type=click.Choice(["search", "gptq", "rtn"]),
-    default="search",
-    show_default=True,
-    help="Best scale of each block, GPTQ over calibration texts, or plain rounding.",
+    help="Best scale of each block, GPTQ over calibration texts, or plain rounding.  [default: "
+    "search; gptq for native ONNX]",
 )
 @click.option(
     "--bits",
     type=float,
     help="Bits of a weight of the linear layers, on average, 4.5 to 8.5: those that lose most to 4 "
-    "get 8.  [default: 4.5]",
+    "get 8.  [default: 4.5; 5 for native ONNX]",
 )
 @click.option(
     "--target-size",
@@ -147,6 +151,9 @@ def export(
 
     if bits is not None and target_size is not None:
         raise click.UsageError("--bits and --target-size exclude each other")
+    if profile == "native" and formats == ("onnx",):
+        quantizer = quantizer or "gptq"
+        bits = _NATIVE_BITS if bits is None and target_size is None else bits
     asked = bits is not None or target_size is not None
     budget = Budget(bits=bits, size=target_size) if asked else None
     named = find_contract(contract) if contract else None  # before gigabytes are fetched
@@ -187,7 +194,9 @@ def export(
         allow_drift=allow_drift,
     )
     check(opened, request)  # before statistics are collected for minutes
-    fitted = find_quantizer(quantizer, calibration, opened, found, save=save_statistics, say=talk)
+    fitted = find_quantizer(
+        quantizer or "search", calibration, opened, found, save=save_statistics, say=talk
+    )
     request = replace(request, quantizer=fitted)
     with quantizing(opened) as update:
         build = write(opened, request, say=talk, progress=update)

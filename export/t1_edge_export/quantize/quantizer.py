@@ -1,4 +1,4 @@
-"""Ways to quantize a body's linear layers to Q4_0, each with what it was calibrated on."""
+"""Ways to quantize a body's linear layers, each with what it was calibrated on."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,15 +9,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from t1_edge.errors import ExportError
 from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
+from t1_edge_export.quantize.packed import pack
 from t1_edge_export.quantize.statistics import Statistics, collect
 from t1_edge_export.reference import Reference
 
 Float32Array = NDArray[np.float32]
 
+
+RowPacker = Callable[[Float32Array], NDArray[np.uint8]]
+"""Takes rows of one tensor, and gives bytes as `pack` does; on any thread."""
 
 RowQuantizer = Callable[[Float32Array], Blocks]
 """Takes rows of one tensor, and gives codes and scales as `quantize_q4_0` does; on any thread."""
@@ -30,17 +36,35 @@ class Quantizer:
     Attributes:
         q4_0: Takes a linear layer's tensor, and gives what quantizes rows of it. Layers come in the
             order of `decoder.tensors`, each once.
+        packed: Likewise, with a block format of llama.cpp's own; None if it rounds to none of them.
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
         importance: Gives the mean squared input of each channel, float32 [in], by tensor name, to
             judge layers by; nothing if it was calibrated with nothing. It may take long.
     """
 
     q4_0: Callable[[TensorSpec], RowQuantizer]
+    packed: Callable[[TensorSpec, Encoding], RowPacker] | None = None
     calibration: str = ""
     importance: Callable[[], Mapping[str, Float32Array]] = dict
 
+    def packer(self, spec: TensorSpec, encoding: Encoding) -> RowPacker:
+        """What packs rows of a tensor as llama.cpp does.
 
-SEARCH: Final = Quantizer(q4_0=lambda spec: quantize_q4_0)
+        Raises:
+            ExportError: If this quantizer does not.
+        """
+        if self.packed is None:
+            raise ExportError(
+                "the blocks of native's GGUF are rounded by llama.cpp's own search: leave "
+                "--quantizer out"
+            )
+        return self.packed(spec, encoding)
+
+
+SEARCH: Final = Quantizer(
+    q4_0=lambda spec: quantize_q4_0,
+    packed=lambda spec, encoding: partial(pack, encoding=encoding),
+)
 """The scale search, every weight's error counting alike."""
 
 
@@ -54,8 +78,12 @@ def weighted(statistics: Statistics) -> Quantizer:
     def q4_0(spec: TensorSpec) -> RowQuantizer:
         return partial(quantize_q4_0, importance=statistics.importance[spec.name])
 
+    def packed(spec: TensorSpec, encoding: Encoding) -> RowPacker:
+        return partial(pack, encoding=encoding, importance=statistics.importance[spec.name])
+
     return Quantizer(
         q4_0=q4_0,
+        packed=packed,
         calibration=f"importance {statistics.digest}: {statistics.dataset}",
         importance=lambda: statistics.importance,
     )
