@@ -196,9 +196,9 @@ def _install(peer: Peer, work: Path) -> dict[str, str]:
         _pip(python, "install", *peer.requirements)
         (folder / "installed").touch()
     places = {"python": str(python)}
-    return places | (
-        {"sources": str(_sources(python, work))} if LLAMA_CPP in peer.requirements else {}
-    )
+    if LLAMA_CPP in peer.requirements:
+        places["sources"] = str(_sources(python, work))
+    return places
 
 
 def _sources(python: Path, work: Path) -> Path:

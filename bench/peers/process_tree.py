@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,22 +29,17 @@ class Taken:
     returncode: int
 
 
-def run(
-    command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
-) -> Taken:
+def run(command: Sequence[str], *, log: Path) -> Taken:
     """Run a command to its end. Linux alone: it reads /proc.
 
     Args:
         command: Program and arguments.
         log: Where its output goes.
-        environment: Of the command; this process's if None.
     """
     peak = 0
     began = time.perf_counter()
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 peak = max(peak, sum(map(_resident, _tree(process.pid))))

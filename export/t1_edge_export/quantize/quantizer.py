@@ -100,12 +100,16 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
     """
     blocks = block_grams(checkpoint, rows)
     current: dict[str, Float32Array] = {}
+    factors: list[tuple[Float32Array, Float32Array]] = []  # of a gram; q, k and v have one
 
     def q4_0(spec: TensorSpec) -> RowQuantizer:
         while spec.name not in current:
             current.clear()
             current.update(next(blocks))
-        return partial(gptq_q4_0, factor=inverse_factor(current[spec.name]))
+        gram = current[spec.name]
+        if not factors or factors[-1][0] is not gram:
+            factors[:] = [(gram, inverse_factor(gram))]
+        return partial(gptq_q4_0, factor=factors[-1][1])
 
     return Quantizer(
         q4_0=q4_0,
