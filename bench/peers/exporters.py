@@ -42,7 +42,7 @@ _TOLD: Final = (
     "transformers",
 )
 
-_QUANTIZE: Final = """
+QUANTIZE: Final = """
 import ctypes, sys, llama_cpp
 parameters = llama_cpp.llama_model_quantize_default_params()
 parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
@@ -72,37 +72,39 @@ class Peer:
     written: str = ""
 
 
-PEERS: Final = (
-    Peer(
-        name="t1-edge, both formats",
-        requirements=(),
-        commands=(
-            "{python} -c {t1_edge} export {checkpoint} --output {out}/build --contract chat "
-            "--calibration none --allow-drift",
-        ),
-        written=r"asking the float reference .*\(at (\d+) s\)",
+T1_EDGE: Final = Peer(
+    name="t1-edge, both formats",
+    requirements=(),
+    commands=(
+        "{python} -c {t1_edge} export {checkpoint} --output {out}/build --contract chat "
+        "--calibration none --allow-drift",
     ),
-    Peer(
-        name="onnxruntime-genai's builder, ONNX",
-        requirements=("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers", _TORCH),
-        commands=(
-            "{python} -m onnxruntime_genai.models.builder -m {checkpoint} -o {out} -p int4 -e cpu "
-            "-c {out}/cache",
-        ),
-    ),
-    Peer(
-        name="llama.cpp's convert and quantize, GGUF",
-        requirements=(LLAMA_CPP, "transformers<5", "sentencepiece", "gguf", _TORCH),
-        between="float.gguf",
-        commands=(
-            "{python} {sources}/convert_hf_to_gguf.py {checkpoint} --outtype bf16 "
-            "--outfile {out}/float.gguf",
-            "{python} -c {quantize} {out}/float.gguf {out}/q4_0.gguf",
-        ),
+    written=r"asking the float reference .*\(at (\d+) s\)",
+)
+
+BUILDER: Final = Peer(
+    name="onnxruntime-genai's builder, ONNX",
+    requirements=("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers", _TORCH),
+    commands=(
+        "{python} -m onnxruntime_genai.models.builder -m {checkpoint} -o {out} -p int4 -e cpu "
+        "-c {out}/cache",
     ),
 )
 
-_PROGRAMS: Final = {"t1_edge": "from t1_edge.cli import main; main()", "quantize": _QUANTIZE}
+LLAMA_CPP_ROUTE: Final = Peer(
+    name="llama.cpp's convert and quantize, GGUF",
+    requirements=(LLAMA_CPP, "transformers<5", "sentencepiece", "gguf", _TORCH),
+    between="float.gguf",
+    commands=(
+        "{python} {sources}/convert_hf_to_gguf.py {checkpoint} --outtype bf16 "
+        "--outfile {out}/float.gguf",
+        "{python} -c {quantize} {out}/float.gguf {out}/q4_0.gguf",
+    ),
+)
+
+PEERS: Final = (T1_EDGE, BUILDER, LLAMA_CPP_ROUTE)
+
+_PROGRAMS: Final = {"t1_edge": "from t1_edge.cli import main; main()", "quantize": QUANTIZE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
     Raises:
         click.ClickException: If a command fails; its log stays in `work`.
     """
-    places = {**_PROGRAMS, "checkpoint": str(checkpoint), **_install(peer, work)}
+    places = {**_PROGRAMS, "checkpoint": str(checkpoint), **install(peer, work)}
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -185,8 +187,16 @@ def _written(peer: Peer, log: Path, seconds: float) -> float:
     return float(found[1])
 
 
-def _install(peer: Peer, work: Path) -> dict[str, str]:
-    """A peer's python, and llama.cpp's sources where it wants them."""
+def install(peer: Peer, work: Path) -> dict[str, str]:
+    """A peer's python, and llama.cpp's sources where it wants them.
+
+    Args:
+        peer: Which.
+        work: Below it stands an environment for each.
+
+    Returns:
+        Paths by their names in commands.
+    """
     if not peer.requirements:
         return {"python": sys.executable}
     folder = work / "venv" / re.sub(r"\W+", "-", peer.name)

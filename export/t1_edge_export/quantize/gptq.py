@@ -69,7 +69,7 @@ def inverse_factor(gram: Float32Array, *, damping: float = 0.01) -> Float32Array
     return np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
 
 
-def _inverse_of_lower(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse_of_lower(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     """Of a lower triangular matrix, by halves, a sixth of the work of a plain inverse."""
     if len(matrix) <= BLOCK:
         return np.tril(np.linalg.inv(matrix))

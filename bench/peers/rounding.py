@@ -1,0 +1,175 @@
+"""Who rounds nano's weights to int4 best: t1-edge, llama.cpp, or onnxruntime-genai's builder.
+
+    python -m peers.rounding --work DIR
+
+All begin from the same float weights, and are asked for the golden rows' vectors, each by the
+engine that its files are for. Cosines to the float reference; JSON lines, and a table.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from peers.checkpoint_folder import write
+from peers.exporters import BUILDER, LLAMA_CPP_ROUTE, QUANTIZE, install
+from peers.process_tree import run
+from t1_edge.build import GGUF_MODEL, GOLDEN, Build, Decoder, Format
+from t1_edge.engines.base import Float32Array
+from t1_edge.engines.select import open_format
+from t1_edge.golden import Golden, run_rows
+from t1_edge.vectors import cosines
+from t1_edge_bench.table import table
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import TensorSpec
+from t1_edge_export.models import MODELS
+from t1_edge_export.pipeline import export
+from t1_edge_export.quantize.quantizer import SEARCH
+
+_NANO: Final = MODELS["nano"]
+_ROWS: Final = 4096
+"""Of a tensor, read at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Somebody's int4.
+
+    Attributes:
+        who: Made the files.
+        format: Whose engine ran them.
+        size: Bytes that the engine reads.
+        cosine_mean: To the float reference, at `<emb_token>`, teacher-forced.
+        cosine_p1: 1st percentile.
+        cosine_min: The worst.
+    """
+
+    who: str
+    format: Format
+    size: int
+    cosine_mean: float
+    cosine_p1: float
+    cosine_min: float
+
+
+def ours(build: Build) -> Iterator[Row]:
+    """What ships, by its own gate, which asked the same rows."""
+    for format in build.manifest.formats:
+        figures = build.manifest.verification.engines[format]
+        yield Row(
+            who="t1-edge, as it ships",
+            format=format,
+            size=build.size(format),
+            cosine_mean=figures.cosine_mean,
+            cosine_p1=figures.cosine_p1,
+            cosine_min=figures.cosine_min,
+        )
+
+
+def llama_cpp(true: Build, golden: Golden, work: Path) -> Row:
+    """Q4_0 as `llama_model_quantize` makes it of the float GGUF."""
+    python = install(LLAMA_CPP_ROUTE, work)["python"]
+    folder = _empty(work / "llama.cpp")
+    _command([python, "-c", QUANTIZE, str(true.file(GGUF_MODEL)), str(folder / GGUF_MODEL)], work)
+    with closing(open_format(folder, "gguf", true.manifest.decoder, exact=False)) as engine:
+        vectors = run_rows(engine, golden.rows)
+    size = (folder / GGUF_MODEL).stat().st_size
+    return _row("llama.cpp, Q4_0", "gguf", size, cosines(vectors, golden.vectors))
+
+
+def builder(checkpoint: Checkpoint, golden: Golden, work: Path) -> Row:
+    """Int4 as onnxruntime-genai's builder makes it of a float32 checkpoint."""
+    python = install(BUILDER, work)["python"]
+    folder, out = work / "float32", _empty(work / "builder")
+    write(folder, checkpoint.decoder, checkpoint.tokenizer, "float32", partial(_bytes, checkpoint))
+    module = ["-m", "onnxruntime_genai.models.builder", "-m", str(folder), "-o", str(out)]
+    options = ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
+    hidden = ["--extra_options", "include_hidden_states=1"]
+    _command([python, *module, *options, *hidden], work)
+    vectors = _run_graph(out / "model.onnx", checkpoint.decoder, golden.rows)
+    size = sum(path.stat().st_size for path in out.glob("model.onnx*"))
+    who = "onnxruntime-genai's builder, int4"
+    return _row(who, "onnx", size, cosines(vectors, golden.vectors))
+
+
+def _row(who: str, format: Format, size: int, near: NDArray[np.float64]) -> Row:
+    return Row(
+        who=who,
+        format=format,
+        size=size,
+        cosine_mean=float(near.mean()),
+        cosine_p1=float(np.percentile(near, 1)),
+        cosine_min=float(near.min()),
+    )
+
+
+def _run_graph(graph: Path, decoder: Decoder, rows: Sequence[Sequence[int]]) -> Float32Array:
+    """Unit vectors of whole rows, float32 [n, d], by a graph of the builder's."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    nothing = np.empty((1, decoder.kv_heads, 0, decoder.head_dim), np.float32)
+    names = [entry.name for entry in session.get_inputs()]
+    past = {name: nothing for name in names if name.startswith("past_key_values")}
+    found = []
+    for row in rows:
+        ids = np.array([row], np.int64)
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), **past}
+        [states] = session.run(["hidden_states"], given)
+        found.append(states.reshape(-1, decoder.hidden)[-1])
+    vectors = np.stack(found)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def _bytes(checkpoint: Checkpoint, spec: TensorSpec) -> Iterator[bytes]:
+    """A tensor in float32, some rows at a time."""
+    for start in range(0, spec.shape[0], _ROWS):
+        stop = min(start + _ROWS, spec.shape[0])
+        yield checkpoint.rows(spec.name, start, stop).astype("<f4").tobytes()
+
+
+def _command(command: Sequence[str], work: Path) -> None:
+    log = work / "rounding.log"
+    if run(command, log=log).returncode:
+        raise click.ClickException(f"{command[0]} failed: see {log}")
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path, resolve_path=True), required=True)
+def main(work: Path) -> None:
+    """Round nano's float weights in every way, and compare."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = _NANO.open(click.echo)
+    request = _NANO.request(checkpoint, ("onnx", "gguf"))
+    whole = replace(request, destination=work / "float", formats=("gguf",), profile="float")
+    true = export(checkpoint, replace(whole, quantizer=SEARCH))
+    golden = Golden.load(true.file(GOLDEN))
+    rows = [*ours(export(checkpoint, replace(request, destination=work / "nano")))]
+    rows += [llama_cpp(true, golden, work), builder(checkpoint, golden, work)]
+    for row in rows:
+        click.echo(json.dumps(asdict(row)))
+    header = ["rounded by", "format", "MB", "mean cosine", "1st pct", "worst"]
+    click.echo(table(header, [_cells(row) for row in rows]))
+
+
+def _cells(row: Row) -> list[str]:
+    near = (row.cosine_mean, row.cosine_p1, row.cosine_min)
+    return [row.who, row.format, f"{row.size / 1e6:.0f}", *(f"{cosine:.4f}" for cosine in near)]
+
+
+if __name__ == "__main__":
+    main()
