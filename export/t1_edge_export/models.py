@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Final
 
 from t1_edge import __version__
-from t1_edge.build import Build, Decoder, Format
+from t1_edge.build import TOKENIZER, Build, Format
 from t1_edge.cache import model_dir
+from t1_edge.contract import Codec
 from t1_edge.engines.select import installed_engines
 from t1_edge.errors import BuildError, ExportError, MissingExtraError
+from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.adapter import merged_sha256, with_adapter
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.formats import require_writer
 from t1_edge_export.pipeline import Request
+from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import WHEELS, pull
-from t1_edge_export.quantize.quantizer import Quantizer, weighted
-from t1_edge_export.quantize.statistics import read_statistics
+from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, find_quantizer, read_texts
+from t1_edge_export.quantize.quantizer import compensation
 from t1_edge_export.vocabulary import with_tokens
-
-STATISTICS: Final = "statistics.gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,14 @@ class Model:
     Attributes:
         name: Of the model, its contract's preset, and its build in the cache.
         base: The checkpoint that `pull` brings.
-        folder: Holds the adapter as PEFT writes it, and the statistics that weigh its rounding.
+        folder: Holds the adapter as PEFT writes it.
+        bits: Of a weight of the linear layers, on average.
     """
 
     name: str
     base: str
     folder: Path
+    bits: float
 
     def cached(self, formats: Sequence[Format]) -> Build | None:
         """The build that an earlier export left, if it is whole and of what ships now.
@@ -56,7 +59,7 @@ class Model:
             manifest.tools.get("t1-edge") == __version__
             and manifest.contract == PRESETS[self.name]
             and manifest.source.sha256 == self._sha256()
-            and manifest.calibration == self._quantizer(manifest.decoder).calibration
+            and manifest.calibration == self._calibration(found)
         ):
             return None
         if set(formats) <= set(manifest.formats):
@@ -94,19 +97,27 @@ class Model:
             destination=model_dir(self.name),
             contract=PRESETS[self.name],
             formats=formats,
-            quantizer=self._quantizer(checkpoint.decoder),
+            quantizer=find_quantizer("gptq", "default", checkpoint, PRESETS[self.name]),
+            budget=Budget(bits=self.bits),
             force=True,
         )
 
-    def _quantizer(self, decoder: Decoder) -> Quantizer:
-        return weighted(read_statistics(self.folder / STATISTICS, decoder))
+    def _calibration(self, build: Build) -> str:
+        """What the manifest of an export of today would say, for the tokenizer of a build."""
+        codec = Codec(PRESETS[self.name], TextTokenizer.from_file(build.file(TOKENIZER)))
+        return compensation(*read_texts(DEFAULT_TEXTS, codec))
 
     def _sha256(self) -> str:
         return merged_sha256(WHEELS[self.base].member_sha256, self.folder)
 
 
 MODELS: Final[Mapping[str, Model]] = {
-    "nano": Model(name="nano", base="smollm2-135m", folder=Path(__file__).parent / "data" / "nano")
+    "nano": Model(
+        name="nano",
+        base="smollm2-135m",
+        folder=Path(__file__).parent / "data" / "nano",
+        bits=5.0,
+    )
 }
 
 

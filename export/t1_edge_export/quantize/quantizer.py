@@ -113,9 +113,14 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
 
     return Quantizer(
         q4_0=q4_0,
-        calibration=f"GPTQ {_digest(rows)}: {dataset}",
+        calibration=compensation(rows, dataset),
         importance=lambda: collect(checkpoint, rows, dataset).importance,
     )
+
+
+def compensation(rows: Sequence[Sequence[int]], dataset: str) -> str:
+    """What `compensated` says that it was calibrated with."""
+    return f"GPTQ {_digest(rows)}: {dataset}"
 
 
 def _digest(rows: Sequence[Sequence[int]]) -> str:
