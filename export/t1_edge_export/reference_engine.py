@@ -82,12 +82,12 @@ class ReferenceSession:
             rows.keep()
         return self._logits.copy()
 
-    def peek(self, token: int) -> Float32Array:
-        """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
+    def peek(self, *tokens: int) -> Float32Array:
+        """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
         rows = self._rows
-        rows.check_peek(token)
+        rows.check_peek(tokens)
         tails = zip(rows.tokens, rows.cached, strict=True)
-        hidden = self._reference.forward([[*row[at:], token] for row, at in tails], self._caches)
+        hidden = self._reference.forward([[*row[at:], *tokens] for row, at in tails], self._caches)
         for row, cache in zip(rows.tokens, self._caches, strict=True):
             cache.cut(len(row))
         rows.keep()

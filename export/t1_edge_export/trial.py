@@ -118,10 +118,9 @@ def ask_reference(
     with _Scored(engine.start(queries, room=BUDGETS[-1] + 2), say) as session:
         written = think(session, len(queries), codec, budget=BUDGETS[-1])
     thoughts = tuple(thought.tokens for thought in written)
-    close = (codec.close_id, codec.emb_id)
     ends = [
         [
-            (*query, *thought[:budget], *close)
+            (*query, *thought[:budget], *codec.ending)
             for query, thought in zip(queries, thoughts, strict=True)
         ]
         for budget in BUDGETS
@@ -164,7 +163,7 @@ def ask(engine: Engine, codec: Codec, trial: Trial) -> Answers:
     for budget in BUDGETS:
         with engine.start(trial.queries, room=budget + 2) as session:
             written = think(session, len(trial.queries), codec, budget=budget)
-            ends.append(normalised(session.peek(codec.emb_id), engine.info))
+            ends.append(normalised(session.peek(*codec.ending), engine.info))
         thoughts = [thought.tokens for thought in written]
     return Answers(
         library=engine.info.library,
@@ -230,8 +229,8 @@ class _Scored:
             self._say(f"the reference has written {len(self.scores)} tokens of {BUDGETS[-1]}")
         return self.scores[-1]
 
-    def peek(self, token: int) -> Float32Array:
-        return self._session.peek(token)
+    def peek(self, *tokens: int) -> Float32Array:
+        return self._session.peek(*tokens)
 
     def close(self) -> None:
         self._session.close()

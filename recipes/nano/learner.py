@@ -85,7 +85,7 @@ class Learner:
 
     def row(self, example: int | np.int64, thought: Sequence[int]) -> tuple[int, ...]:
         """A question, its thought, and what closes it."""
-        end = (self.codec.close_id, self.codec.emb_id)
+        end = self.codec.ending
         return (*self.stream.queries[int(example)], *thought, *end)
 
     def write_and_read(

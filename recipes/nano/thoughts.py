@@ -118,7 +118,7 @@ class Reader:
     @torch.no_grad()
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors behind an empty thought, float32 [n, d]."""
-        end = (self.codec.close_id, self.codec.emb_id)
+        end = self.codec.ending
         rows = [cut(self.codec.query(text).tokens, _QUERY_TOKENS) + end for text in texts]
         return self._vectors(rows)
 

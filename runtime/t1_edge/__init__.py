@@ -14,14 +14,23 @@ from t1_edge.errors import T1Error
 if TYPE_CHECKING:
     from t1_edge.encoder import Encoder
     from t1_edge.results import DocumentEmbeddings, QueryEmbedding
+    from t1_edge.thinking import Settle
 
 __version__ = "0.1.0"
-__all__ = ["DocumentEmbeddings", "Encoder", "QueryEmbedding", "T1Error", "__version__"]
+__all__ = [
+    "DocumentEmbeddings",
+    "Encoder",
+    "QueryEmbedding",
+    "Settle",
+    "T1Error",
+    "__version__",
+]
 
 _HOMES = {
     "DocumentEmbeddings": "t1_edge.results",
     "Encoder": "t1_edge.encoder",
     "QueryEmbedding": "t1_edge.results",
+    "Settle": "t1_edge.thinking",
 }
 
 

@@ -106,6 +106,11 @@ class Codec:
         self._query = _Template(contract.query, tokenizer, contract.max_query_tokens)
         self._document = _Template(contract.document, tokenizer, contract.max_document_tokens)
 
+    @property
+    def ending(self) -> tuple[int, int]:
+        """What a query row ends with behind its thought: think_close, and the vector's token."""
+        return (self.close_id, self.emb_id)
+
     def query(self, text: str) -> Row:
         """The row that a thought continues: the query in its template, and think_open.
 

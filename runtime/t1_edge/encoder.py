@@ -16,7 +16,7 @@ from t1_edge.engines.select import Device, EngineChoice, open_engine
 from t1_edge.errors import InputError
 from t1_edge.golden import check_once
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
-from t1_edge.thinking import Thought, think
+from t1_edge.thinking import Settle, Thinking, Thought, think
 from t1_edge.tokenization import TextTokenizer
 from t1_edge.vectors import normalised
 
@@ -91,6 +91,7 @@ class Encoder:
         budget: int | None = None,
         thought: str | None = None,
         deadline: float | None = None,
+        settle: Settle | None = None,
     ) -> QueryEmbedding:
         """Think about a query, then embed it.
 
@@ -99,14 +100,55 @@ class Encoder:
             budget: Most tokens of the thought; the contract's if None, no thought if 0.
             thought: One that the caller wrote or edited, to be read instead.
             deadline: Seconds from the call after which the thought is forced shut.
+            settle: When the thought ends since its vector has come to rest; never if None.
 
         Raises:
             InputError: If a text holds a lone surrogate, the budget is negative, or a thought
-                comes with a budget or a deadline.
+                comes with a budget, a deadline or `settle`.
             EngineError: If the engine fails, or the vector is not one.
         """
-        thoughts = None if thought is None else [thought]
-        return self.encode_queries([text], budget=budget, thoughts=thoughts, deadline=deadline)[0]
+        [found] = self.encode_queries(
+            [text],
+            budget=budget,
+            thoughts=None if thought is None else [thought],
+            deadline=deadline,
+            settle=settle,
+        )
+        return found
+
+    def encode_query_stream(
+        self,
+        text: str,
+        *,
+        budget: int | None = None,
+        deadline: float | None = None,
+        every: int = 4,
+    ) -> Iterator[QueryEmbedding]:
+        """Embed a query at once, and again as its thought grows: for a search that answers anytime.
+
+        Other calls wait until the last vector is taken, or the iterator is closed.
+
+        Args:
+            text: The query.
+            budget: Most tokens of the thought; the contract's if None, no thought if 0.
+            deadline: Seconds from the call after which the thought is forced shut.
+            every: Tokens between two vectors; each costs about what a token does.
+
+        Yields:
+            What `encode_query` gives with budget 0, then what it would give for the thought as it
+            stands, "open" in `stopped_by`; the last says what ended it. Timings count from the
+            first pass on, as `embedding`.
+
+        Raises:
+            InputError: As `encode_query`, and if `every` is below 1.
+            EngineError: As `encode_query`.
+        """
+        if every < 1:
+            raise InputError(f"between two vectors stand 1 token or more, not {every}")
+        budget = self._budget(budget)
+        row = self.codec.query(text)
+        until = None if deadline is None else time.monotonic() + deadline
+        return self._stream(row, budget, until, every)
 
     def encode_queries(
         self,
@@ -115,6 +157,7 @@ class Encoder:
         budget: int | None = None,
         thoughts: Sequence[str] | None = None,
         deadline: float | None = None,
+        settle: Settle | None = None,
         batch_size: int = 8,
     ) -> list[QueryEmbedding]:
         """Think about several queries at once; see `encode_query`.
@@ -124,6 +167,7 @@ class Encoder:
             budget: Most tokens of each thought.
             thoughts: One for each query, to be read instead of thinking.
             deadline: Seconds from the call, for all queries together.
+            settle: When a thought ends since its vector has come to rest; never if None.
             batch_size: Queries that share each pass over the weights, as far as the engine takes
                 so many.
 
@@ -134,15 +178,15 @@ class Encoder:
         """
         given = None
         if thoughts is not None:
-            if budget is not None or deadline is not None:
-                raise InputError("a given thought is read, not written: no budget, no deadline")
+            if any(given is not None for given in (budget, deadline, settle)):
+                raise InputError(
+                    "a given thought is read, not written: no budget, no deadline, no settling"
+                )
             given = self._given(thoughts, len(texts))
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}")
         batch_size = min(batch_size, self._engine.batch_rows)
-        budget = self.codec.contract.budget if budget is None else budget
-        if budget < 0:
-            raise InputError(f"budget must be 0 or more tokens, not {budget}")
+        budget = self._budget(budget)
         until = None if deadline is None else time.monotonic() + deadline
         _refuse_one(texts)
         rows = [self.codec.query(text) for text in texts]
@@ -152,7 +196,7 @@ class Encoder:
             if given is not None:
                 embedded += self._embed_with(rows[batch], given[batch])
             else:
-                embedded += self._think_then_embed(rows[batch], budget, until)
+                embedded += self._think_then_embed(rows[batch], budget, until, settle)
         return embedded
 
     def encode_documents(self, texts: Sequence[str]) -> Float32Array:
@@ -232,7 +276,7 @@ class Encoder:
         return [Thought(tokens=found, stopped_by="given") for found in tokens]
 
     def _think_then_embed(
-        self, rows: Sequence[Row], budget: int, until: float | None
+        self, rows: Sequence[Row], budget: int, until: float | None, settle: Settle | None
     ) -> list[QueryEmbedding]:
         with self._turn:
             clock = [time.monotonic()]
@@ -241,11 +285,30 @@ class Encoder:
                 if budget:
                     session.logits()
                 clock.append(time.monotonic())
-                thoughts = think(session, len(rows), self.codec, budget=budget, deadline=until)
+                thoughts = think(
+                    session, len(rows), self.codec, budget=budget, deadline=until, settle=settle
+                )
                 clock.append(time.monotonic())
-                vectors = self._read(session)
+                vectors = self._read(session, *self.codec.ending)
             clock.append(time.monotonic())
         return self._results(rows, thoughts, vectors, _timings(clock))
+
+    def _stream(
+        self, row: Row, budget: int, until: float | None, every: int
+    ) -> Iterator[QueryEmbedding]:
+        with self._turn, self._engine.start([row.tokens], room=budget + 2) as session:
+            began = time.monotonic()
+            thinking = Thinking(session, 1, self.codec, budget=budget, deadline=until)
+            while True:
+                goes_on = thinking.goes_on()
+                vectors = self._read(session, *self.codec.ending)
+                clock = [began, began, began, time.monotonic()]
+                yield from self._results([row], thinking.thoughts, vectors, _timings(clock))
+                if not goes_on:
+                    return
+                thinking.step()
+                while thinking.written % every and thinking.goes_on():
+                    thinking.step()
 
     def _embed_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
         whole = [
@@ -281,10 +344,16 @@ class Encoder:
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
         with self._engine.start(rows, room=1) as session:
-            return self._read(session)
+            return self._read(session, self.codec.emb_id)
 
-    def _read(self, session: Session) -> Float32Array:
-        return normalised(session.peek(self.codec.emb_id), self.info)
+    def _read(self, session: Session, *tokens: int) -> Float32Array:
+        return normalised(session.peek(*tokens), self.info)
+
+    def _budget(self, asked: int | None) -> int:
+        budget = self.codec.contract.budget if asked is None else asked
+        if budget < 0:
+            raise InputError(f"budget must be 0 or more tokens, not {budget}")
+        return budget
 
     def _refuse_long(self, rows: Sequence[Row]) -> None:
         long = [at for at, row in enumerate(rows) if row.truncated]

@@ -9,8 +9,9 @@ import numpy as np
 
 from t1_edge.contract import Codec
 from t1_edge.engines.base import Float32Array, Session
+from t1_edge.errors import InputError
 
-StopReason = Literal["budget", "closed", "stop_token", "deadline", "given"]
+StopReason = Literal["budget", "closed", "stop_token", "deadline", "settled", "given", "open"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,66 +21,154 @@ class Thought:
     Attributes:
         tokens: The thought, without the tokens that open, close or stop it.
         stopped_by: "closed" if the model closed it, "stop_token" if it ended its turn, "budget"
-            or "deadline" if it was forced shut, "given" if the caller wrote it.
+            or "deadline" if it was forced shut, "settled" if its vector had come to rest, "given"
+            if the caller wrote it, "open" if it still goes on.
     """
 
     tokens: tuple[int, ...]
     stopped_by: StopReason
 
 
-def think(
-    session: Session, rows: int, codec: Codec, *, budget: int, deadline: float | None = None
-) -> list[Thought]:
-    """Let every row of a session think, then close its thought.
+@dataclass(frozen=True, kw_only=True)
+class Settle:
+    """When a thought has changed its vector enough: once it no longer does.
 
-    Afterwards each row ends with `think_close`, so that peeking `emb_token` gives the vector.
+    Attributes:
+        cosine: Of a vector and the one before it, from which on a thought ends.
+        every: Tokens between two vectors; each costs about what a token does.
+
+    Raises:
+        InputError: If the cosine is not in (0, 1], or the tokens are below 1.
+    """
+
+    cosine: float
+    every: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse what is no cosine, and no number of tokens."""
+        if not 0 < self.cosine <= 1:
+            raise InputError(f"vectors settle at a cosine in (0, 1], not {self.cosine}")
+        if self.every < 1:
+            raise InputError(f"between two vectors stand 1 token or more, not {self.every}")
+
+
+class Thinking:
+    """The rows of a session, thinking.
+
+    `Session.peek(*codec.ending)` gives the vectors behind the thoughts as they stand, at any time.
 
     Args:
         session: Opened over query rows, with room for budget + 2 tokens.
         rows: How many rows it has.
         codec: Knows the tokens that close and stop a thought.
-        budget: Most tokens of a thought; 0 closes it at once.
+        budget: Most tokens of a thought; 0 for none.
         deadline: Time by `time.monotonic` after which no further token is written, in seconds.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        rows: int,
+        codec: Codec,
+        *,
+        budget: int,
+        deadline: float | None = None,
+    ) -> None:
+        self._session = session
+        self._codec = codec
+        self._budget = budget
+        self._deadline = deadline
+        self._written = 0
+        self._thoughts: list[list[int]] = [[] for _ in range(rows)]
+        self._ended: dict[int, StopReason] = {}
+
+    @property
+    def thoughts(self) -> list[Thought]:
+        """As they stand, one a row."""
+        return [
+            Thought(tokens=tuple(tokens), stopped_by=self._ended.get(row, "open"))
+            for row, tokens in enumerate(self._thoughts)
+        ]
+
+    @property
+    def written(self) -> int:
+        """Tokens of the longest thought."""
+        return self._written
+
+    def goes_on(self) -> bool:
+        """Whether a row still thinks: none does beyond the budget, or the deadline."""
+        if self._written == self._budget:
+            self._end("budget")
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            self._end("deadline")
+        return len(self._ended) < len(self._thoughts)
+
+    def step(self) -> None:
+        """Write one token to every row that still thinks."""
+        scores = self._session.logits()
+        if self._codec.contract.distinct:
+            scores = _without_written(scores, self._thoughts)
+        grown: dict[int, int] = {}
+        for row, token in enumerate(scores.argmax(axis=1).tolist()):
+            if row in self._ended:
+                continue
+            if token in self._codec.ending:
+                self._ended[row] = "closed"
+            elif token in self._codec.stop_ids:
+                self._ended[row] = "stop_token"
+            else:
+                self._thoughts[row].append(token)
+                grown[row] = token
+        self._session.append(grown)
+        self._written += 1
+
+    def settle(self, rows: Sequence[int]) -> None:
+        """End the thoughts of rows, if they still go on."""
+        for row in rows:
+            self._ended.setdefault(row, "settled")
+
+    def _end(self, reason: StopReason) -> None:
+        for row in range(len(self._thoughts)):
+            self._ended.setdefault(row, reason)
+
+
+def think(
+    session: Session,
+    rows: int,
+    codec: Codec,
+    *,
+    budget: int,
+    deadline: float | None = None,
+    settle: Settle | None = None,
+) -> list[Thought]:
+    """Let every row of a session think to its end; see `Thinking`.
+
+    Args:
+        session: Opened over query rows, with room for budget + 2 tokens.
+        rows: How many rows it has.
+        codec: Knows the tokens that close and stop a thought.
+        budget: Most tokens of a thought.
+        deadline: Time by `time.monotonic` after which no further token is written, in seconds.
+        settle: When a thought ends since its vector has come to rest.
 
     Returns:
         A thought for each row.
     """
-    thoughts: list[list[int]] = [[] for _ in range(rows)]
-    ended: dict[int, StopReason] = {}
-    for _ in range(budget):
-        if len(ended) == rows:
-            break
-        if deadline is not None and time.monotonic() >= deadline:
-            ended = {row: ended.get(row, "deadline") for row in range(rows)}
-            break
-        _step(session, codec, thoughts, ended)
-    session.append(dict.fromkeys(range(rows), codec.close_id))
-    return [
-        Thought(tokens=tuple(tokens), stopped_by=ended.get(row, "budget"))
-        for row, tokens in enumerate(thoughts)
-    ]
+    thinking = Thinking(session, rows, codec, budget=budget, deadline=deadline)
+    before = session.peek(*codec.ending) if settle and budget else None
+    while thinking.goes_on():
+        thinking.step()
+        if settle and before is not None and thinking.written % settle.every == 0:
+            now = session.peek(*codec.ending)
+            thinking.settle(np.flatnonzero(_cosines(before, now) >= settle.cosine).tolist())
+            before = now
+    return thinking.thoughts
 
 
-def _step(
-    session: Session, codec: Codec, thoughts: Sequence[list[int]], ended: dict[int, StopReason]
-) -> None:
-    """Write one token to every row that still thinks."""
-    scores = session.logits()
-    if codec.contract.distinct:
-        scores = _without_written(scores, thoughts)
-    best = scores.argmax(axis=1)
-    grown: dict[int, int] = {}
-    for row, token in enumerate(best.tolist()):
-        if row in ended:
-            continue
-        if token in (codec.close_id, codec.emb_id):
-            ended[row] = "closed"
-        elif token in codec.stop_ids:
-            ended[row] = "stop_token"
-        else:
-            thoughts[row].append(token)
-            grown[row] = token
-    session.append(grown)
+def _cosines(some: Float32Array, others: Float32Array) -> Float32Array:
+    """Of each pair of hidden states, float32 [rows]."""
+    norms = np.linalg.norm(some, axis=1) * np.linalg.norm(others, axis=1)
+    return np.asarray((some * others).sum(axis=1) / norms, np.float32)
 
 
 def _without_written(scores: Float32Array, thoughts: Sequence[Sequence[int]]) -> Float32Array:

@@ -1,6 +1,8 @@
 """The encoder over real weights on both engines, and its rules over the fake one."""
 
+import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -18,6 +20,7 @@ from t1_edge.encoder import Encoder
 from t1_edge.engines.base import EngineInfo
 from t1_edge.engines.fake import FakeEngine, FakeSession
 from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
+from t1_edge.thinking import Settle
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.pipeline import Request, export
@@ -255,12 +258,102 @@ def test_a_deadline_forces_a_thought_shut() -> None:
     assert time.monotonic() - began < 1
 
 
+def test_a_thought_ends_when_its_vector_has_settled() -> None:
+    encoder, engine = _encoder()
+    engine.favourite = 70  # the fake's state comes to rest: an old token counts .9 of the next
+    cosine = 0.995
+    found = encoder.encode_query("x", budget=60, settle=Settle(cosine=cosine, every=2))
+    assert found.stopped_by == "settled"
+    length = len(found.thought_tokens)
+    assert length % 2 == 0
+    ends = [encoder.encode_query("x", budget=n).vector for n in range(0, length + 1, 2)]
+    np.testing.assert_array_equal(found.vector, ends[-1])
+    steps = [float(a @ b) for a, b in itertools.pairwise(ends)]
+    assert steps[-1] >= cosine > max(steps[:-1])
+    budget = encoder.encode_query("x", budget=length - 1, settle=Settle(cosine=cosine, every=2))
+    assert budget.stopped_by == "budget"
+
+
+def test_queries_settle_one_by_one() -> None:
+    encoder, engine = _encoder()
+    engine.favourite = 70
+    settle = Settle(cosine=0.995, every=2)
+    texts = ["x", "a much longer question that is another " * 3]
+    together = encoder.encode_queries(texts, budget=60, settle=settle)
+    for text, found in zip(texts, together, strict=True):
+        alone = encoder.encode_query(text, budget=60, settle=settle)
+        assert found.thought_tokens == alone.thought_tokens
+        np.testing.assert_allclose(found.vector, alone.vector, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"cosine": 0.0}, {"cosine": 1.1}, {"cosine": 0.9, "every": 0}])
+def test_what_cannot_settle_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError):
+        Settle(**wrong)
+
+
+def test_a_stream_begins_with_the_direct_vector_and_ends_with_the_thought_s() -> None:
+    encoder, engine = _encoder()
+    engine.favourite = 70
+    found = list(encoder.encode_query_stream("x", budget=10, every=4))
+    assert [len(one.thought_tokens) for one in found] == [0, 4, 8, 10]
+    assert [one.stopped_by for one in found] == ["open"] * 3 + ["budget"]
+    for one in found:
+        plain = encoder.encode_query("x", budget=len(one.thought_tokens))
+        np.testing.assert_array_equal(one.vector, plain.vector)
+    totals = [one.timings.total for one in found]
+    assert totals == sorted(totals)
+    engine.favourite = TOKENIZER.special("</think>")
+    found = list(encoder.encode_query_stream("x", budget=10))
+    assert [one.stopped_by for one in found] == ["open", "closed"]
+    [direct] = encoder.encode_query_stream("x", budget=0)
+    assert direct.stopped_by == "budget"
+
+
+def test_a_stream_keeps_its_deadline() -> None:
+    encoder, engine = _encoder()
+    engine.favourite, engine.delay = 70, 0.02
+    *_, last = encoder.encode_query_stream("x", budget=1000, deadline=0.1)
+    assert last.stopped_by == "deadline"
+    assert 0 < len(last.thought_tokens) < 100
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"budget": -1}])
+def test_a_stream_refuses_at_the_call(wrong: Any) -> None:
+    with pytest.raises(InputError):
+        _encoder()[0].encode_query_stream("x", **wrong)
+
+
+def test_a_stream_that_is_closed_frees_the_engine() -> None:
+    encoder, _ = _encoder()
+    stream = encoder.encode_query_stream("x", budget=10)
+    next(stream)
+    waiting = threading.Thread(target=encoder.encode_documents, args=(["y"],))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()  # it waits for its turn
+    stream.close()  # type: ignore[attr-defined]
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_a_stream_is_what_its_engine_thinks(real: Encoder) -> None:
+    *before, last = real.encode_query_stream("why do leaves turn red", budget=8, every=3)
+    np.testing.assert_array_equal(
+        before[0].vector, real.encode_query("why do leaves turn red", budget=0).vector
+    )
+    plain = real.encode_query("why do leaves turn red", budget=8)
+    assert last.thought_tokens[:3] == plain.thought_tokens[:3]
+    if last.thought_tokens == plain.thought_tokens:  # a token that was peeked past may flip
+        np.testing.assert_allclose(last.vector, plain.vector, atol=3e-2)
+
+
 def test_thoughts_are_given_one_for_each_query_and_without_a_budget() -> None:
     encoder, _ = _encoder()
     with pytest.raises(InputError, match="2 thoughts for 1 queries"):
         encoder.encode_queries(["a"], thoughts=["b", "c"])
-    for written in ({"budget": 4}, {"deadline": 1.0}):
-        with pytest.raises(InputError, match="no budget, no deadline"):
+    for written in ({"budget": 4}, {"deadline": 1.0}, {"settle": Settle(cosine=0.9)}):
+        with pytest.raises(InputError, match="no budget, no deadline, no settling"):
             encoder.encode_query("a", thought="b", **written)
     with pytest.raises(InputError, match="lone surrogate"):
         encoder.encode_query("a", thought="\ud800")

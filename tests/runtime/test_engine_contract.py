@@ -158,6 +158,25 @@ def test_peeking_keeps_nothing(case: Case) -> None:
     np.testing.assert_allclose(grown, expected, atol=case.split, rtol=0)
 
 
+def test_peeking_at_several_tokens_is_growing_by_them(case: Case) -> None:
+    with closing(case.engine.start(RAGGED, room=4)) as session:
+        logits = session.logits()
+        far = _unit(session.peek(11, 12, PEEKED))
+        near = _unit(session.peek(PEEKED))
+        np.testing.assert_array_equal(session.logits(), logits)
+    grown = _peek(case.engine, [[*row, 11, 12] for row in RAGGED])
+    np.testing.assert_allclose(far, grown, atol=case.split, rtol=0)
+    np.testing.assert_allclose(near, _peek(case.engine, RAGGED), atol=case.split, rtol=0)
+
+
+def test_peeking_at_nothing_is_refused(case: Case) -> None:
+    with (
+        closing(case.engine.start(RAGGED, room=4)) as session,
+        pytest.raises(InputError, match="at least one token"),
+    ):
+        session.peek()
+
+
 def test_logits_after_a_peek_are_those_of_the_last_kept_token(case: Case) -> None:
     with closing(case.engine.start(RAGGED, room=4)) as session:
         session.peek(PEEKED)
@@ -211,6 +230,8 @@ def test_a_row_that_is_full_says_so(case: Case) -> None:
 def test_a_peek_needs_room_too(case: Case) -> None:
     with closing(case.engine.start([[1, 2], [3]], room=1)) as session:
         session.peek(PEEKED)
+        with pytest.raises(EngineError, match="row 0 is full"):
+            session.peek(PEEKED, PEEKED)
         session.append({1: 4})
         session.logits()
         with pytest.raises(EngineError, match="row 1 is full"):

@@ -121,4 +121,4 @@ def _row(line: bytes, where: str, codec: Codec) -> tuple[int, ...]:
             f'{where} is neither {{"query": ..., "thought": ...}} nor {{"document": ...}}: {e}'
         ) from e
     thought = codec.thought_tokens(found.thought)
-    return (*codec.query(found.query).tokens, *thought, codec.close_id, codec.emb_id)
+    return (*codec.query(found.query).tokens, *thought, *codec.ending)

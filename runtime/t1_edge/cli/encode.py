@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 )
 @click.option("--file", type=click.File("rb"), help="Read a text a line; - is stdin.")
 @click.option("--budget", type=click.IntRange(min=0), help="Most tokens of a query's thought.")
+@click.option(
+    "--deadline", type=click.FloatRange(min=0), help="Seconds after which a thought is forced shut."
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="COSINE",
+    help="End a thought once four tokens more leave the vector within this cosine.",
+)
 @click.option("--output", type=click.Path(dir_okay=False), help="Write float32 [n, d] as .npy.")
 @options.engine
 @options.device
@@ -36,6 +45,8 @@ def encode(
     role: str,
     file: IO[bytes] | None,
     budget: int | None,
+    deadline: float | None,
+    settle: float | None,
     output: str | None,
     engine: Any,
     device: Any,
@@ -47,16 +58,23 @@ def encode(
     Documents over the build's limit are cut; how many is said on stderr and in the JSON.
     """
     from t1_edge.encoder import Encoder
+    from t1_edge.thinking import Settle
 
-    if budget is not None and role != "query":
-        raise click.UsageError("--budget is for queries: give --query")
+    thinking = {
+        "budget": budget,
+        "deadline": deadline,
+        "settle": None if settle is None else Settle(cosine=settle),
+    }
+    asked = [name for name, value in thinking.items() if value is not None]
+    if asked and role != "query":
+        raise click.UsageError(f"--{asked[0]} is for queries: give --query")
     if not texts and file is None:
         raise click.UsageError("give texts, or --file")
     lines = [*texts, *_lines(file)]
     if not lines:
         raise InputError("the file has no lines")
     with Encoder.load(build, engine=engine, device=device, threads=threads) as encoder:
-        rows = _queries(encoder, lines, budget) if role == "query" else _documents(encoder, lines)
+        rows = _queries(encoder, lines, thinking) if role == "query" else _documents(encoder, lines)
         running = f"{encoder.info.library} on {encoder.info.device}"
     cut = sum(row.truncated for row in rows)
     if cut:
@@ -97,7 +115,7 @@ def _lines(file: IO[bytes] | None) -> list[str]:
     return found
 
 
-def _queries(encoder: "Encoder", texts: list[str], budget: int | None) -> list[_Row]:
+def _queries(encoder: "Encoder", texts: list[str], thinking: Mapping[str, Any]) -> list[_Row]:
     return [
         _Row(
             text=text,
@@ -109,7 +127,7 @@ def _queries(encoder: "Encoder", texts: list[str], budget: int | None) -> list[_
                 "seconds": found.timings.total,
             },
         )
-        for text, found in ((text, encoder.encode_query(text, budget=budget)) for text in texts)
+        for text, found in ((text, encoder.encode_query(text, **thinking)) for text in texts)
     ]
 
 

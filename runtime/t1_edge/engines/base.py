@@ -5,7 +5,7 @@ else is asked of an engine, and nothing above this module knows which engine run
 
 A session is lazy: `Session.append` only notes tokens, and they are computed together when
 `Session.logits` or `Session.peek` needs them. So a document is one pass over its text *and*
-`<emb_token>`, and a thought that is forced shut costs no logits for its closing token.
+`<emb_token>`, and what closes a thought is peeked at with it, so that the thought can go on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,15 +57,19 @@ class Session(Protocol):
             EngineError: If the library fails, or the session is closed.
         """
 
-    def peek(self, token: int) -> Float32Array:
-        """Hidden states that `token` would have at the end of each row, without keeping it.
+    def peek(self, *tokens: int) -> Float32Array:
+        """Hidden states of the last token that is given, were all at each row's end; none is kept.
+
+        Args:
+            tokens: One or more, the same for every row.
 
         Returns:
             float32 [rows, hidden], after the final norm, not L2-normalised.
 
         Raises:
-            InputError: If the token is not in the vocabulary.
-            EngineError: If the library fails, a row has no room left, or the session is closed.
+            InputError: If there is no token, or one is not in the vocabulary.
+            EngineError: If the library fails, a row has no room left for them, or the session is
+                closed.
         """
 
     def close(self) -> None:
@@ -96,7 +100,7 @@ class Engine(Protocol):
 
         Args:
             rows: Token ids, one or more a row; rows may differ in length.
-            room: How many tokens any row may still grow by, a peeked one included; 1 or more.
+            room: How many tokens any row may still grow by, peeked ones included; 1 or more.
 
         Raises:
             InputError: If there is no row, a row is empty, a token is not in the vocabulary, or

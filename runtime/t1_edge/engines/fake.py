@@ -61,10 +61,10 @@ class FakeSession:
         self._rows.check_open()
         return np.stack([self._state(row) for row in self._rows.tokens]) @ self._table.T
 
-    def peek(self, token: int) -> Float32Array:
-        """States of the rows with one more token."""
-        self._rows.check_peek(token)
-        return np.stack([self._state([*row, token]) for row in self._rows.tokens])
+    def peek(self, *tokens: int) -> Float32Array:
+        """States of the rows with some more tokens."""
+        self._rows.check_peek(tokens)
+        return np.stack([self._state([*row, *tokens]) for row in self._rows.tokens])
 
     def close(self) -> None:
         """Nothing is computed any more."""

@@ -1,8 +1,8 @@
 """llama.cpp, driving a build's model.gguf.
 
-Text is read and thoughts are written without hidden states; a peek is one decode of the peeked
-token alone. The tokens that all rows begin with are computed once and belong to every row. Token
-ids come from the build's own tokenizer; llama.cpp's is never asked.
+Text is read and thoughts are written without hidden states; of what is peeked at, the last token is
+decoded by itself. The tokens that all rows begin with are computed once and belong to every row.
+Token ids come from the build's own tokenizer; llama.cpp's is never asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,14 +81,16 @@ class LlamaSession:
         rows.scored = [True] * len(rows)
         return self._logits.copy()
 
-    def peek(self, token: int) -> Float32Array:
-        """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
-        self._rows.check_peek(token)
-        self._run_pending(scored=False)
-        ends = [Entry(token, len(row), at, True) for at, row in enumerate(self._rows.tokens)]
+    def peek(self, *tokens: int) -> Float32Array:
+        """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
+        self._rows.check_peek(tokens)
+        *lead, last = tokens
+        self._run_pending(scored=False, lead=lead)
+        rows = self._rows.tokens
+        ends = [Entry(last, len(row) + len(lead), at, True) for at, row in enumerate(rows)]
         self._context.hidden(ends, self._hidden)
-        for entry in ends:
-            self._context.forget_from(entry.row, entry.position)
+        for at, row in enumerate(rows):
+            self._context.forget_from(at, len(row))
         return self._hidden.copy()
 
     def close(self) -> None:
@@ -101,14 +103,18 @@ class LlamaSession:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run_pending(self, *, scored: bool) -> None:
-        """Cache the tokens that are not cached yet; with the last ones' logits if `scored`."""
+    def _run_pending(self, *, scored: bool, lead: Sequence[int] = ()) -> None:
+        """Cache the tokens that are not cached yet; with the last ones' logits if `scored`.
+
+        What leads to a peeked token is cached behind each row, and does not belong to it.
+        """
         if not any(self._rows.cached):
             self._run_prefix()
         entries = [
-            Entry(tokens[at], at, row, scored and at == len(tokens) - 1)
+            Entry(token, at, row, scored and at == len(tokens) - 1)
             for row, tokens in enumerate(self._rows.tokens)
-            for at in range(self._rows.cached[row], len(tokens))
+            for at, token in enumerate((*tokens, *lead))
+            if at >= self._rows.cached[row]
         ]
         self._context.logits(entries, self._logits)
         self._rows.keep()

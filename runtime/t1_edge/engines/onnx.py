@@ -124,12 +124,12 @@ class OnnxSession:
             self._rows.keep()
         return self._logits.copy()
 
-    def peek(self, token: int) -> Float32Array:
-        """Hidden states that `token` would have at each row's end, float32 [rows, hidden]."""
-        self._rows.check_peek(token)
+    def peek(self, *tokens: int) -> Float32Array:
+        """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
+        self._rows.check_peek(tokens)
         starts = self._rows.cached
         tails = zip(self._rows.tokens, starts, strict=True)
-        hidden = self._run([[*row[start:], token] for row, start in tails], starts, "hidden")
+        hidden = self._run([[*row[start:], *tokens] for row, start in tails], starts, "hidden")
         self._rows.keep()
         return hidden
 

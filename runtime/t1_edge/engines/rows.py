@@ -78,17 +78,19 @@ class Rows:
             self.tokens[row].append(token)
             self.scored[row] = False
 
-    def check_peek(self, token: int) -> None:
-        """Whether a token may stand at the end of every row.
+    def check_peek(self, tokens: Sequence[int]) -> None:
+        """Whether tokens may stand at the end of every row.
 
         Raises:
-            InputError: If it is not in the vocabulary.
-            EngineError: If the session is closed, or a row has used up its room.
+            InputError: If there is none, or one is not in the vocabulary.
+            EngineError: If the session is closed, or a row has not so much room left.
         """
         self.check_open()
-        self._check_ids([token])
+        if not tokens:
+            raise InputError("a peek needs at least one token")
+        self._check_ids(tokens)
         for row in range(len(self)):
-            self._check_room(row)
+            self._check_room(row, len(tokens))
 
     def check_open(self) -> None:
         """Whether the session is open.
@@ -109,9 +111,9 @@ class Rows:
             size = self._vocabulary
             raise InputError(f"token {outside} is not one of the {size} of the vocabulary")
 
-    def _check_room(self, row: int) -> None:
+    def _check_room(self, row: int, tokens: int = 1) -> None:
         length, limit = len(self.tokens[row]), self._limits[row]
-        if length == limit:
+        if length + tokens > limit:
             raise EngineError(f"row {row} is full: it was opened to hold {limit} tokens")
 
 
