@@ -121,7 +121,7 @@ def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row
 
 def ndcg(way: str, build: Build, task: Task) -> Measured:
     """nDCG@10 of the direct vectors of its first format, query by query."""
-    with Encoder.load(build.path, engine=build.manifest.formats[0]) as encoder:
+    with Encoder.load(build.path, engine=build.manifest.formats[0], cache=False) as encoder:
         searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
         return task.measure(system_name(way, 0), searcher.direct, build=encoder.fingerprint)
 

@@ -84,7 +84,7 @@ def measure(
     """
     data = pydoc.dataset()
     began = time.perf_counter()
-    with Encoder.load(build.path, engine=format) as encoder:
+    with Encoder.load(build.path, engine=format, cache=False) as encoder:
         load = time.perf_counter() - began
         say(f"{format}: encoding {len(data.documents)} passages with {encoder.info.library}")
         texts = [document.text for document in data.documents]

@@ -138,7 +138,9 @@ def _measure(request: _Request) -> LatencyRow:
     """What the process of its own does."""
     build = Build(find_build(request.build))
     loads = [_load_time(build, request) for _ in range(_REPEATS + 1)][1:]
-    with Encoder.load(build.path, engine=request.engine, threads=request.threads) as encoder:
+    with Encoder.load(
+        build.path, engine=request.engine, threads=request.threads, cache=False
+    ) as encoder:
         queries = {budget: _query_times(encoder, budget) for budget in request.budgets}
         prefill = _prefill_rates(encoder)
         info = encoder.info
@@ -183,7 +185,7 @@ def _step_bytes(build: Build, engine: Format) -> int:
 
 def _load_time(build: Build, request: _Request) -> float:
     began = time.perf_counter()
-    Encoder.load(build.path, engine=request.engine, threads=request.threads).close()
+    Encoder.load(build.path, engine=request.engine, threads=request.threads, cache=False).close()
     return time.perf_counter() - began
 
 

@@ -191,7 +191,7 @@ def main(
         if (on.dataset.name, "bm25") not in known:
             keep(baselines(on))
         for build in builds:
-            with Encoder.load(build, engine=engine) as encoder:  # type: ignore[arg-type]
+            with Encoder.load(build, engine=engine, cache=False) as encoder:  # type: ignore[arg-type]
                 searcher = Searcher(encoder=encoder, dataset=on.dataset, say=_say)
                 for budget in budgets:
                     system = (on.dataset.name, system_name(build, budget))

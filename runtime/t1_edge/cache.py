@@ -3,7 +3,8 @@
 Under the user's cache directory, or under `T1_EDGE_CACHE` where that is set:
 `checkpoints/NAME/` holds float weights, `builds/NAME/` builds that the user exported,
 `models/NAME/` those of models that come with t1-edge, `vectors/` the bench's document vectors,
-`checked/` notes which build was self-tested on which engine.
+`checked/` notes which build was self-tested on which engine, `queries.sqlite` keeps vectors and
+thoughts of queries.
 """
 
 import os
@@ -17,6 +18,8 @@ from t1_edge.errors import CacheError
 
 MODELS: Final = ("nano",)
 """Models that come with t1-edge; no other build can have their names in the cache."""
+
+QUERIES: Final = "queries.sqlite"
 
 _LONGEST_NAME: Final = 200
 """Bytes: what file systems allow, less what staging puts around a name."""

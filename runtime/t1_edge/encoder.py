@@ -1,7 +1,5 @@
 """The encoder: text in, vectors out. What an app embeds."""
 
-import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,16 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from t1_edge.build import TOKENIZER, Build
-from t1_edge.cache import find_build
+from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
-from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
+from t1_edge.engines.base import Engine, EngineInfo, Float32Array
 from t1_edge.engines.select import Device, EngineChoice, open_engine
 from t1_edge.errors import InputError
 from t1_edge.golden import check_once
+from t1_edge.passes import Passes
+from t1_edge.query_cache import CachedQuery, QueryCache, key_of
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
-from t1_edge.thinking import Settle, Thinking, Thought, think
+from t1_edge.thinking import Settle, Thought
 from t1_edge.tokenization import TextTokenizer
-from t1_edge.vectors import normalised
 
 
 class Encoder:
@@ -31,14 +30,23 @@ class Encoder:
         engine: Token rows to hidden states; closed with the encoder.
         fingerprint: Of the build; vectors of different fingerprints do not compare.
         hidden: Dimensions of a vector.
+        cache: Of queries that were asked before; none if None.
     """
 
-    def __init__(self, codec: Codec, engine: Engine, *, fingerprint: str, hidden: int) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        engine: Engine,
+        *,
+        fingerprint: str,
+        hidden: int,
+        cache: QueryCache | None = None,
+    ) -> None:
         self.codec = codec
         self.fingerprint = fingerprint
         self.hidden = hidden
-        self._engine = engine
-        self._turn = threading.Lock()
+        self._passes = Passes(codec, engine)
+        self._cache = cache
 
     @classmethod
     def load(
@@ -48,6 +56,7 @@ class Encoder:
         engine: EngineChoice = "auto",
         device: Device = "auto",
         threads: int | None = None,
+        cache: bool = True,
     ) -> "Encoder":
         """Open a build.
 
@@ -56,6 +65,8 @@ class Encoder:
             engine: Which of the build's formats to run.
             device: Where to run it; one that cannot run is an error.
             threads: CPU threads; those the process may use if None.
+            cache: Keep vectors and thoughts of queries on disk, and give them again to who asks
+                the same. Texts are not kept.
 
         Raises:
             BuildError: If the build is damaged or lacks the format.
@@ -77,12 +88,13 @@ class Encoder:
             running.close()
             raise
         hidden = manifest.decoder.hidden
-        return cls(codec, running, fingerprint=manifest.fingerprint, hidden=hidden)
+        kept = QueryCache(cache_dir() / QUERIES) if cache else None
+        return cls(codec, running, fingerprint=manifest.fingerprint, hidden=hidden, cache=kept)
 
     @property
     def info(self) -> EngineInfo:
         """What runs, and on which device."""
-        return self._engine.info
+        return self._passes.info
 
     def encode_query(
         self,
@@ -148,7 +160,7 @@ class Encoder:
         budget = self._budget(budget)
         row = self.codec.query(text)
         until = None if deadline is None else time.monotonic() + deadline
-        return self._stream(row, budget, until, every)
+        return self._passes.stream(row, budget, until, every)
 
     def encode_queries(
         self,
@@ -185,19 +197,28 @@ class Encoder:
             given = self._given(thoughts, len(texts))
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}")
-        batch_size = min(batch_size, self._engine.batch_rows)
+        batch_size = min(batch_size, self._passes.most_rows)
         budget = self._budget(budget)
         until = None if deadline is None else time.monotonic() + deadline
         _refuse_one(texts)
         rows = [self.codec.query(text) for text in texts]
-        embedded: list[QueryEmbedding] = []
-        for at in range(0, len(rows), batch_size):
-            batch = slice(at, at + batch_size)
-            if given is not None:
-                embedded += self._embed_with(rows[batch], given[batch])
-            else:
-                embedded += self._think_then_embed(rows[batch], budget, until, settle)
-        return embedded
+        if given is not None:
+            return [
+                found
+                for batch in _slices(len(rows), batch_size)
+                for found in self._passes.read_with(rows[batch], given[batch])
+            ]
+        kept = [self._recall(row, budget, settle) for row in rows]
+        asked = [row for row, found in zip(rows, kept, strict=True) if found is None]
+        fresh = [
+            found
+            for batch in _slices(len(asked), batch_size)
+            for found in self._passes.think(asked[batch], budget, until, settle)
+        ]
+        for row, found in zip(asked, fresh, strict=True):
+            self._keep(row, budget, settle, found)
+        remaining = iter(fresh)
+        return [next(remaining) if found is None else found for found in kept]
 
     def encode_documents(self, texts: Sequence[str]) -> Float32Array:
         """Embed documents, none of which may be longer than the contract allows.
@@ -220,7 +241,7 @@ class Encoder:
         texts: Sequence[str],
         *,
         truncate: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] = lambda documents: None,
     ) -> DocumentEmbeddings:
         """Embed documents, and say what was cut.
 
@@ -245,11 +266,7 @@ class Encoder:
         if not truncate:
             self._refuse_long(rows)
         vectors = np.empty((len(rows), self.hidden), np.float32)
-        for batch in _batches(rows, self._engine):
-            with self._turn:
-                vectors[batch] = self._embed([rows[at].tokens for at in batch])
-            if progress is not None:
-                progress(len(batch))
+        self._passes.documents(rows, vectors, progress)
         return DocumentEmbeddings(
             vectors=vectors,
             truncated=np.array([row.truncated for row in rows], np.bool_),
@@ -260,8 +277,9 @@ class Encoder:
 
     def close(self) -> None:
         """Free the engine once what runs has ended. The encoder cannot be used afterwards."""
-        with self._turn:
-            self._engine.close()
+        self._passes.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def __enter__(self) -> "Encoder":
         return self
@@ -275,79 +293,29 @@ class Encoder:
         tokens = [self.codec.thought_tokens(thought) for thought in thoughts]
         return [Thought(tokens=found, stopped_by="given") for found in tokens]
 
-    def _think_then_embed(
-        self, rows: Sequence[Row], budget: int, until: float | None, settle: Settle | None
-    ) -> list[QueryEmbedding]:
-        with self._turn:
-            clock = [time.monotonic()]
-            tokens = [row.tokens for row in rows]
-            with self._engine.start(tokens, room=budget + 2) as session:
-                if budget:
-                    session.logits()
-                clock.append(time.monotonic())
-                thoughts = think(
-                    session, len(rows), self.codec, budget=budget, deadline=until, settle=settle
-                )
-                clock.append(time.monotonic())
-                vectors = self._read(session, *self.codec.ending)
-            clock.append(time.monotonic())
-        return self._results(rows, thoughts, vectors, _timings(clock))
+    def _recall(self, row: Row, budget: int, settle: Settle | None) -> QueryEmbedding | None:
+        """What the cache has of a query."""
+        if self._cache is None:
+            return None
+        found = self._cache.get(self._key(row, budget, settle))
+        if found is None:
+            return None
+        thought = Thought(tokens=found.thought_tokens, stopped_by=found.stopped_by)
+        nothing = Timings(prefill=0.0, thinking=0.0, embedding=0.0, total=0.0)
+        vectors = found.array()[None]
+        [known] = self._passes.results([row], [thought], vectors, nothing, cached=True)
+        return known
 
-    def _stream(
-        self, row: Row, budget: int, until: float | None, every: int
-    ) -> Iterator[QueryEmbedding]:
-        with self._turn, self._engine.start([row.tokens], room=budget + 2) as session:
-            began = time.monotonic()
-            thinking = Thinking(session, 1, self.codec, budget=budget, deadline=until)
-            while True:
-                goes_on = thinking.goes_on()
-                vectors = self._read(session, *self.codec.ending)
-                clock = [began, began, began, time.monotonic()]
-                yield from self._results([row], thinking.thoughts, vectors, _timings(clock))
-                if not goes_on:
-                    return
-                thinking.step()
-                while thinking.written % every and thinking.goes_on():
-                    thinking.step()
+    def _keep(self, row: Row, budget: int, settle: Settle | None, found: QueryEmbedding) -> None:
+        """Have the cache know a query, unless it would have thought on had there been time."""
+        if self._cache is not None and found.stopped_by != "deadline":
+            kept = CachedQuery.of(found.vector, found.thought_tokens, found.stopped_by)
+            self._cache.put(self._key(row, budget, settle), kept)
 
-    def _embed_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
-        whole = [
-            (*row.tokens, *thought.tokens, self.codec.close_id)
-            for row, thought in zip(rows, thoughts, strict=True)
-        ]
-        with self._turn:
-            began = time.monotonic()
-            vectors = self._embed(whole)
-            clock = [began, began, began, time.monotonic()]
-        return self._results(rows, thoughts, vectors, _timings(clock))
-
-    def _results(
-        self,
-        rows: Sequence[Row],
-        thoughts: Sequence[Thought],
-        vectors: Float32Array,
-        timings: Timings,
-    ) -> list[QueryEmbedding]:
-        return [
-            QueryEmbedding(
-                vector=vector,
-                thought=self.codec.thought_text(thought.tokens),
-                thought_tokens=thought.tokens,
-                stopped_by=thought.stopped_by,
-                truncated=row.truncated,
-                prompt_tokens=len(row.tokens),
-                timings=timings,
-                engine=self.info,
-            )
-            for row, thought, vector in zip(rows, thoughts, vectors, strict=True)
-        ]
-
-    def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
-        with self._engine.start(rows, room=1) as session:
-            return self._read(session, self.codec.emb_id)
-
-    def _read(self, session: Session, *tokens: int) -> Float32Array:
-        return normalised(session.peek(*tokens), self.info)
+    def _key(self, row: Row, budget: int, settle: Settle | None) -> bytes:
+        """Of all that a query's vector comes from; the row has the template, and the text."""
+        stops = (sorted(self.codec.stop_ids), self.codec.contract.distinct)
+        return key_of(self.fingerprint, self.info, stops, row.tokens, budget, settle)
 
     def _budget(self, asked: int | None) -> int:
         budget = self.codec.contract.budget if asked is None else asked
@@ -365,27 +333,11 @@ class Encoder:
             )
 
 
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(at, at + size) for at in range(0, count, size))
+
+
 def _refuse_one(texts: Sequence[str]) -> None:
     """A string is a sequence of strings too: its letters."""
     if isinstance(texts, str):
         raise InputError("texts is one string, and each letter would be a text: give [text]")
-
-
-def _batches(rows: Sequence[Row], engine: Engine) -> Iterator[list[int]]:
-    """Indices of rows that run together: of like length, so that little is padded."""
-    batch: list[int] = []
-    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
-        longest = len(rows[at].tokens) + 1
-        crowded = (len(batch) + 1) * longest > engine.batch_tokens
-        if batch and (crowded or len(batch) == engine.batch_rows):
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch
-
-
-def _timings(clock: Sequence[float]) -> Timings:
-    prefill, thinking, embedding = (b - a for a, b in itertools.pairwise(clock))
-    total = clock[-1] - clock[0]
-    return Timings(prefill=prefill, thinking=thinking, embedding=embedding, total=total)

@@ -42,6 +42,7 @@ class QueryEmbedding:
         prompt_tokens: Tokens of the query row before the thought.
         timings: Where the time went.
         engine: What ran, and on which device.
+        cached: Whether it was kept from an earlier time: timings are 0 then.
     """
 
     vector: Float32Array = field(repr=False)
@@ -52,6 +53,7 @@ class QueryEmbedding:
     prompt_tokens: int
     timings: Timings
     engine: EngineInfo
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def quality(
 
     dataset = load(data, split=split, limit_queries=limit_queries)
     with (
-        Encoder.load(build, engine=engine, device=device, threads=threads) as encoder,
+        Encoder.load(build, engine=engine, device=device, threads=threads, cache=False) as encoder,
         progress(len(dataset.documents), "encoding documents") as update,
     ):
         say(f"{build} on {encoder.info.library}, {encoder.info.device}")

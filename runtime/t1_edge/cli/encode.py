@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     metavar="COSINE",
     help="End a thought once four tokens more leave the vector within this cosine.",
 )
+@click.option("--no-cache", is_flag=True, help="Think again about queries that are known.")
 @click.option("--output", type=click.Path(dir_okay=False), help="Write float32 [n, d] as .npy.")
 @options.engine
 @options.device
@@ -47,6 +48,7 @@ def encode(
     budget: int | None,
     deadline: float | None,
     settle: float | None,
+    no_cache: bool,
     output: str | None,
     engine: Any,
     device: Any,
@@ -73,7 +75,9 @@ def encode(
     lines = [*texts, *_lines(file)]
     if not lines:
         raise InputError("the file has no lines")
-    with Encoder.load(build, engine=engine, device=device, threads=threads) as encoder:
+    with Encoder.load(
+        build, engine=engine, device=device, threads=threads, cache=not no_cache
+    ) as encoder:
         rows = _queries(encoder, lines, thinking) if role == "query" else _documents(encoder, lines)
         running = f"{encoder.info.library} on {encoder.info.device}"
     cut = sum(row.truncated for row in rows)
@@ -125,6 +129,7 @@ def _queries(encoder: "Encoder", texts: list[str], thinking: Mapping[str, Any]) 
                 "thought": found.thought,
                 "stopped_by": found.stopped_by,
                 "seconds": found.timings.total,
+                "cached": found.cached,
             },
         )
         for text, found in ((text, encoder.encode_query(text, **thinking)) for text in texts)

@@ -1,0 +1,179 @@
+"""Token rows through an engine, to results: queries that think, with thoughts, and documents."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from t1_edge.contract import Codec, Row
+from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
+from t1_edge.results import QueryEmbedding, Timings
+from t1_edge.thinking import Settle, Thinking, Thought, think
+from t1_edge.vectors import normalised
+
+
+class Passes:
+    """What an encoder has its engine do. Calls from several threads take turns.
+
+    Args:
+        codec: Knows the tokens around a thought, and what it says.
+        engine: Closed with this.
+    """
+
+    def __init__(self, codec: Codec, engine: Engine) -> None:
+        self._codec = codec
+        self._engine = engine
+        self._turn = threading.Lock()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs, and on which device."""
+        return self._engine.info
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that may run together."""
+        return self._engine.batch_rows
+
+    def think(
+        self, rows: Sequence[Row], budget: int, until: float | None, settle: Settle | None
+    ) -> list[QueryEmbedding]:
+        """Let queries think together, and embed them.
+
+        Args:
+            rows: Of queries.
+            budget: Most tokens of a thought.
+            until: Time by `time.monotonic` after which thoughts are forced shut.
+            settle: When a thought ends since its vector has come to rest.
+        """
+        with self._turn:
+            clock = [time.monotonic()]
+            tokens = [row.tokens for row in rows]
+            with self._engine.start(tokens, room=budget + 2) as session:
+                if budget:
+                    session.logits()
+                clock.append(time.monotonic())
+                thoughts = think(
+                    session, len(rows), self._codec, budget=budget, deadline=until, settle=settle
+                )
+                clock.append(time.monotonic())
+                vectors = self._read(session, *self._codec.ending)
+            clock.append(time.monotonic())
+        return self.results(rows, thoughts, vectors, _timings(clock))
+
+    def stream(
+        self, row: Row, budget: int, until: float | None, every: int
+    ) -> Iterator[QueryEmbedding]:
+        """Embed a query at once and as its thought grows, which nobody else interrupts.
+
+        Args:
+            row: Of the query.
+            budget: Most tokens of the thought.
+            until: Time by `time.monotonic` after which it is forced shut.
+            every: Tokens between two vectors.
+        """
+        with self._turn, self._engine.start([row.tokens], room=budget + 2) as session:
+            began = time.monotonic()
+            thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
+            while True:
+                goes_on = thinking.goes_on()
+                vectors = self._read(session, *self._codec.ending)
+                clock = [began, began, began, time.monotonic()]
+                yield from self.results([row], thinking.thoughts, vectors, _timings(clock))
+                if not goes_on:
+                    return
+                thinking.step()
+                while thinking.written % every and thinking.goes_on():
+                    thinking.step()
+
+    def read_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
+        """Embed queries together, each behind a thought that is given."""
+        whole = [
+            (*row.tokens, *thought.tokens, self._codec.close_id)
+            for row, thought in zip(rows, thoughts, strict=True)
+        ]
+        with self._turn:
+            began = time.monotonic()
+            vectors = self._embed(whole)
+            clock = [began, began, began, time.monotonic()]
+        return self.results(rows, thoughts, vectors, _timings(clock))
+
+    def results(
+        self,
+        rows: Sequence[Row],
+        thoughts: Sequence[Thought],
+        vectors: Float32Array,
+        timings: Timings,
+        *,
+        cached: bool = False,
+    ) -> list[QueryEmbedding]:
+        """What comes back from an encoder.
+
+        Args:
+            rows: Of queries.
+            thoughts: One for each.
+            vectors: float32 [n, d], L2-normalised.
+            timings: Of them all.
+            cached: Whether they were kept from an earlier time.
+        """
+        return [
+            QueryEmbedding(
+                vector=vector,
+                thought=self._codec.thought_text(thought.tokens),
+                thought_tokens=thought.tokens,
+                stopped_by=thought.stopped_by,
+                truncated=row.truncated,
+                prompt_tokens=len(row.tokens),
+                timings=timings,
+                engine=self._engine.info,
+                cached=cached,
+            )
+            for row, thought, vector in zip(rows, thoughts, vectors, strict=True)
+        ]
+
+    def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
+        with self._engine.start(rows, room=1) as session:
+            return self._read(session, self._codec.emb_id)
+
+    def _read(self, session: Session, *tokens: int) -> Float32Array:
+        return normalised(session.peek(*tokens), self._engine.info)
+
+    def documents(
+        self, rows: Sequence[Row], out: Float32Array, progress: Callable[[int], None]
+    ) -> None:
+        """Embed document rows, those of like length together.
+
+        Args:
+            rows: Without `emb_token`.
+            out: Written: float32 [n, d], in their order.
+            progress: Called with the number of documents that a finished batch held.
+        """
+        for batch in _batches(rows, self._engine):
+            with self._turn:
+                out[batch] = self._embed([rows[at].tokens for at in batch])
+            progress(len(batch))
+
+    def close(self) -> None:
+        """Free the engine once what runs has ended."""
+        with self._turn:
+            self._engine.close()
+
+
+def _batches(rows: Sequence[Row], engine: Engine) -> Iterator[list[int]]:
+    """Indices of rows that run together: of like length, so that little is padded."""
+    batch: list[int] = []
+    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
+        longest = len(rows[at].tokens) + 1
+        crowded = (len(batch) + 1) * longest > engine.batch_tokens
+        if batch and (crowded or len(batch) == engine.batch_rows):
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def _timings(clock: Sequence[float]) -> Timings:
+    prefill, thinking, embedding = (b - a for a, b in itertools.pairwise(clock))
+    total = clock[-1] - clock[0]
+    return Timings(prefill=prefill, thinking=thinking, embedding=embedding, total=total)
