@@ -11,7 +11,7 @@ from t1_edge.build import Build
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_lines_run(nano: Build) -> None:
+def test_the_python_lines_run(nano: Build, own_cache: Path) -> None:
     [lines] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     found: dict[str, Any] = {}
     exec(lines.replace('"nano"', repr(str(nano.path))), found)

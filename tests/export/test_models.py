@@ -150,7 +150,7 @@ QUESTIONS = {
 @pytest.mark.parametrize("engine", ["onnx", "gguf"])
 def test_nano_finds_facts(nano: Build, engine: str, budget: int | None) -> None:
     """Questions written for the test, whose answers hardly share a word with them."""
-    with Encoder.load(nano.path, engine=engine) as encoder:  # type: ignore[arg-type]
+    with Encoder.load(nano.path, engine=engine, cache=False) as encoder:  # type: ignore[arg-type]
         facts = encoder.encode_documents(list(QUESTIONS.values()))
         found = encoder.encode_queries(list(QUESTIONS), budget=budget)
     scores = facts @ np.stack([query.vector for query in found]).T
@@ -160,7 +160,7 @@ def test_nano_finds_facts(nano: Build, engine: str, budget: int | None) -> None:
 def test_nano_thinks_only_when_it_is_asked_to(nano: Build) -> None:
     assert nano.manifest.contract.budget == 0
     questions = [question.text for question in pydoc.questions()[:40]]
-    with Encoder.load(nano.path, engine="onnx") as encoder:
+    with Encoder.load(nano.path, engine="onnx", cache=False) as encoder:
         assert not any(query.thought for query in encoder.encode_queries(questions))
         found = encoder.encode_queries(questions, budget=16)
     assert any(query.thought for query in found)

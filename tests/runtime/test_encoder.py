@@ -44,7 +44,7 @@ TOLERANCE = {"onnx": 1e-4, "gguf": 3e-2}
 
 @pytest.fixture(scope="module", params=["onnx", "gguf"])
 def real(request: pytest.FixtureRequest, smollm2: Build) -> Iterator[Encoder]:
-    with Encoder.load(smollm2.path, engine=request.param, threads=2) as encoder:
+    with Encoder.load(smollm2.path, engine=request.param, threads=2, cache=False) as encoder:
         yield encoder
 
 
