@@ -155,8 +155,8 @@ def main(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = _NANO.open(click.echo)
     request = _NANO.request(checkpoint, ("onnx", "gguf"))
-    whole = replace(request, destination=work / "float", formats=("gguf",), profile="float")
-    true = export(checkpoint, replace(whole, quantizer=SEARCH))
+    whole = replace(request, formats=("gguf",), profile="float", quantizer=SEARCH, budget=None)
+    true = export(checkpoint, replace(whole, destination=work / "float"))
     golden = Golden.load(true.file(GOLDEN))
     rows = [*ours(export(checkpoint, replace(request, destination=work / "nano")))]
     rows += [llama_cpp(true, golden, work), builder(checkpoint, golden, work)]

@@ -14,9 +14,15 @@ from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
 from t1_edge_export.decoder import Role, tensors
 from t1_edge_export.mixture import mixture
 
+_INT4: Final[Mapping[Role, Encoding]] = {
+    "embedding": "q8_0",
+    "linear": "q4_0",
+    "norm": "f32",
+    "head": "q8_0",
+}
 _ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
-    "portable": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
-    "native": {"embedding": "q8_0", "linear": "q4_0", "norm": "f32", "head": "q8_0"},
+    "portable": _INT4,
+    "native": _INT4,
     "float": {"embedding": "f32", "linear": "f32", "norm": "f32", "head": "f32"},
 }
 
@@ -78,6 +84,8 @@ def check_native(formats: Collection[Format], *, budget: bool) -> None:
         )
     if budget and "gguf" in formats:
         raise ExportError("native's GGUF is llama.cpp's Q4_K_M: leave --bits and --target-size out")
+    if not budget and "onnx" in formats:
+        raise ExportError("native's ONNX gives 8 bits to some layers: say how many, --bits 5")
 
 
 def check_cuda(formats: Collection[Format], profile: Profile) -> None:
@@ -87,7 +95,7 @@ def check_cuda(formats: Collection[Format], profile: Profile) -> None:
         ExportError: If not.
     """
     if "onnx" not in formats:
-        raise ExportError("the graph for CUDA reads ONNX's weights: ask for the format onnx too")
+        raise ExportError("the graph for CUDA reads ONNX's weights: ask for the format onnx")
     if profile == "float":
         raise ExportError(
             "the graph for CUDA computes in float16, and the profile float is a float32 reference: "

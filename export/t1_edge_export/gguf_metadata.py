@@ -24,9 +24,9 @@ _FILE_TYPES: Final[Mapping[Encoding, str]] = {
     "f32": "ALL_F32",
     "q4_0": "MOSTLY_Q4_0",
     "q8_0": "MOSTLY_Q8_0",
-    "q5_0": "MOSTLY_Q5_0",
+    "q5_0": "MOSTLY_Q4_K_M",  # which it is part of, where rows are too narrow for q4_k
     "q4_k": "MOSTLY_Q4_K_M",
-    "q6_k": "MOSTLY_Q6_K",
+    "q6_k": "MOSTLY_Q4_K_M",
 }
 _END_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 """What ends a turn in the families that are written, the first that exists."""

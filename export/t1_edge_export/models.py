@@ -10,7 +10,7 @@ from t1_edge.build import TOKENIZER, Build, Format
 from t1_edge.cache import model_dir
 from t1_edge.contract import Codec
 from t1_edge.engines.select import installed_engines
-from t1_edge.errors import BuildError, ExportError, MissingExtraError
+from t1_edge.errors import BuildError, ContractError, ExportError, MissingExtraError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.adapter import merged_sha256, with_adapter
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
@@ -52,14 +52,15 @@ class Model:
         """
         try:
             found = Build(model_dir(self.name))
-        except BuildError:
+            calibration = self._calibration(found)
+        except (BuildError, ContractError):
             return None
         manifest = found.manifest
         if not (
             manifest.tools.get("t1-edge") == __version__
             and manifest.contract == PRESETS[self.name]
             and manifest.source.sha256 == self._sha256()
-            and manifest.calibration == self._calibration(found)
+            and manifest.calibration == calibration
         ):
             return None
         if set(formats) <= set(manifest.formats):

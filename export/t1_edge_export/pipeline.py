@@ -95,7 +95,7 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
 
     Args:
         checkpoint: The float weights.
-        request: What to make of them; its quantizer is not looked at.
+        request: What to make of them.
 
     Raises:
         CheckpointError: If the checkpoint's tokenizer is damaged, or the profile cannot hold it.
@@ -113,7 +113,8 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
     check_free(request.destination, request.force)
     checkpoint = with_tokens(checkpoint, request.contract)
     decoder = checkpoint.decoder
-    check_memory("exporting", memory_to_export(decoder), free_memory())
+    memory = memory_to_export(decoder) + request.quantizer.memory
+    check_memory("exporting", memory, free_memory())
     encodings = choose_encodings(decoder, request.profile, request.formats)
     if request.budget:
         metadata = _metadata(checkpoint, request, encodings)

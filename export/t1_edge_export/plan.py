@@ -105,6 +105,7 @@ def make_plan(
     destination: Path,
     budget: Budget | None = None,
     cuda: bool = False,
+    quantizer_memory: int = 0,
 ) -> Plan:
     """Plan an export.
 
@@ -116,6 +117,7 @@ def make_plan(
         destination: Where to.
         budget: What the build may take.
         cuda: With ONNX's graph for CUDA.
+        quantizer_memory: Bytes that the quantizer will have resident, see `Quantizer.memory`.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
@@ -148,7 +150,7 @@ def make_plan(
         within_budget=budget is not None,
         files=files,
         free_disk=shutil.disk_usage(parent).free,
-        memory=memory_to_export(decoder),
+        memory=memory_to_export(decoder) + quantizer_memory,
         engine_memory=_BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),
         seconds=_seconds(decoder, profile, formats, parent, measured=budget is not None),

@@ -50,6 +50,8 @@ def encode(
 
     Raises:
         CheckpointError: If a tensor cannot be read, or weights are too large for float16 scales.
+        EngineError: If llama.cpp's kernels are not to be had.
+        ExportError: If the quantizer rounds to none of llama.cpp's own blocks, which are asked for.
     """
     return in_order(_works(checkpoint, encodings, quantizer, without))
 

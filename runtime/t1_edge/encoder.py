@@ -1,11 +1,12 @@
 """The encoder: text in, vectors out. What an app embeds."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from t1_edge import __version__
 from t1_edge.build import TOKENIZER, Build
 from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
@@ -135,21 +136,23 @@ class Encoder:
         budget: int | None = None,
         deadline: float | None = None,
         every: int = 4,
-    ) -> Iterator[QueryEmbedding]:
+    ) -> Generator[QueryEmbedding, None, None]:
         """Embed a query at once, and again as its thought grows: for a search that answers anytime.
 
-        Other calls wait until the last vector is taken, or the iterator is closed.
+        Other threads' calls wait until the last vector is taken, or the generator is closed; this
+        thread's are refused. The query cache is not asked, and keeps nothing of it.
 
         Args:
             text: The query.
             budget: Most tokens of the thought; the contract's if None, no thought if 0.
             deadline: Seconds from the call after which the thought is forced shut.
-            every: Tokens between two vectors; each costs about what a token does.
+            every: Tokens between two vectors; each costs about what a token does, in llama.cpp
+                two.
 
         Yields:
             What `encode_query` gives with budget 0, then what it would give for the thought as it
-            stands, "open" in `stopped_by`; the last says what ended it. Timings count from the
-            first pass on, as `embedding`.
+            stands, "open" in `stopped_by`; the last says what ended it. Timings are of all passes
+            so far, as `embedding`.
 
         Raises:
             InputError: As `encode_query`, and if `every` is below 1.
@@ -173,6 +176,8 @@ class Encoder:
         batch_size: int = 8,
     ) -> list[QueryEmbedding]:
         """Think about several queries at once; see `encode_query`.
+
+        What the query cache knows is not asked again, unless a thought is given.
 
         Args:
             texts: The queries.
@@ -210,13 +215,12 @@ class Encoder:
             ]
         kept = [self._recall(row, budget, settle) for row in rows]
         asked = [row for row, found in zip(rows, kept, strict=True) if found is None]
-        fresh = [
-            found
-            for batch in _slices(len(asked), batch_size)
-            for found in self._passes.think(asked[batch], budget, until, settle)
-        ]
-        for row, found in zip(asked, fresh, strict=True):
-            self._keep(row, budget, settle, found)
+        fresh: list[QueryEmbedding] = []
+        for batch in _slices(len(asked), batch_size):
+            found = self._passes.think(asked[batch], budget, until, settle)
+            for row, one in zip(asked[batch], found, strict=True):
+                self._keep(row, budget, settle, one)
+            fresh += found
         remaining = iter(fresh)
         return [next(remaining) if found is None else found for found in kept]
 
@@ -241,7 +245,7 @@ class Encoder:
         texts: Sequence[str],
         *,
         truncate: bool = False,
-        progress: Callable[[int], None] = lambda documents: None,
+        progress: Callable[[int], None] | None = None,
     ) -> DocumentEmbeddings:
         """Embed documents, and say what was cut.
 
@@ -266,7 +270,7 @@ class Encoder:
         if not truncate:
             self._refuse_long(rows)
         vectors = np.empty((len(rows), self.hidden), np.float32)
-        self._passes.documents(rows, vectors, progress)
+        self._passes.documents(rows, vectors, progress or (lambda documents: None))
         return DocumentEmbeddings(
             vectors=vectors,
             truncated=np.array([row.truncated for row in rows], np.bool_),
@@ -280,6 +284,7 @@ class Encoder:
         self._passes.close()
         if self._cache is not None:
             self._cache.close()
+            self._cache = None
 
     def __enter__(self) -> "Encoder":
         return self
@@ -298,12 +303,12 @@ class Encoder:
         if self._cache is None:
             return None
         found = self._cache.get(self._key(row, budget, settle))
-        if found is None:
+        vector = None if found is None else found.array(self.hidden)
+        if found is None or vector is None:
             return None
         thought = Thought(tokens=found.thought_tokens, stopped_by=found.stopped_by)
         nothing = Timings(prefill=0.0, thinking=0.0, embedding=0.0, total=0.0)
-        vectors = found.array()[None]
-        [known] = self._passes.results([row], [thought], vectors, nothing, cached=True)
+        [known] = self._passes.results([row], [thought], vector[None], nothing, cached=True)
         return known
 
     def _keep(self, row: Row, budget: int, settle: Settle | None, found: QueryEmbedding) -> None:
@@ -314,8 +319,9 @@ class Encoder:
 
     def _key(self, row: Row, budget: int, settle: Settle | None) -> bytes:
         """Of all that a query's vector comes from; the row has the template, and the text."""
-        stops = (sorted(self.codec.stop_ids), self.codec.contract.distinct)
-        return key_of(self.fingerprint, self.info, stops, row.tokens, budget, settle)
+        codec = self.codec
+        thinking = (codec.ending, sorted(codec.stop_ids), codec.contract.distinct, budget, settle)
+        return key_of(__version__, self.fingerprint, self.info, row.tokens, thinking)
 
     def _budget(self, asked: int | None) -> int:
         budget = self.codec.contract.budget if asked is None else asked

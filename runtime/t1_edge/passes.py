@@ -3,10 +3,12 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 from t1_edge.contract import Codec, Row
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
+from t1_edge.errors import EngineError
 from t1_edge.results import QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thinking, Thought, think
 from t1_edge.vectors import normalised
@@ -23,7 +25,8 @@ class Passes:
     def __init__(self, codec: Codec, engine: Engine) -> None:
         self._codec = codec
         self._engine = engine
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._streaming: int | None = None  # the thread that began a stream which is still open
 
     @property
     def info(self) -> EngineInfo:
@@ -45,8 +48,14 @@ class Passes:
             budget: Most tokens of a thought.
             until: Time by `time.monotonic` after which thoughts are forced shut.
             settle: When a thought ends since its vector has come to rest.
+
+        Returns:
+            A result for each row.
+
+        Raises:
+            EngineError: If the engine fails, a vector is not one, or this thread has a stream open.
         """
-        with self._turn:
+        with self._turn():
             clock = [time.monotonic()]
             tokens = [row.tokens for row in rows]
             with self._engine.start(tokens, room=budget + 2) as session:
@@ -63,7 +72,7 @@ class Passes:
 
     def stream(
         self, row: Row, budget: int, until: float | None, every: int
-    ) -> Iterator[QueryEmbedding]:
+    ) -> Generator[QueryEmbedding, None, None]:
         """Embed a query at once and as its thought grows, which nobody else interrupts.
 
         Args:
@@ -71,32 +80,55 @@ class Passes:
             budget: Most tokens of the thought.
             until: Time by `time.monotonic` after which it is forced shut.
             every: Tokens between two vectors.
+
+        Yields:
+            See `Encoder.encode_query_stream`.
+
+        Raises:
+            EngineError: As `think`.
         """
-        with self._turn, self._engine.start([row.tokens], room=budget + 2) as session:
-            began = time.monotonic()
-            thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
-            while True:
-                goes_on = thinking.goes_on()
-                vectors = self._read(session, *self._codec.ending)
-                clock = [began, began, began, time.monotonic()]
-                yield from self.results([row], thinking.thoughts, vectors, _timings(clock))
-                if not goes_on:
-                    return
-                thinking.step()
-                while thinking.written % every and thinking.goes_on():
-                    thinking.step()
+        with self._turn():
+            self._streaming = threading.get_ident()
+            try:
+                with self._engine.start([row.tokens], room=budget + 2) as session:
+                    thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
+                    yield from self._follow(row, session, thinking, every)
+            finally:
+                self._streaming = None
 
     def read_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
-        """Embed queries together, each behind a thought that is given."""
+        """Embed queries together, each behind a thought that is given.
+
+        Raises:
+            EngineError: As `think`.
+        """
         whole = [
             (*row.tokens, *thought.tokens, self._codec.close_id)
             for row, thought in zip(rows, thoughts, strict=True)
         ]
-        with self._turn:
+        with self._turn():
             began = time.monotonic()
             vectors = self._embed(whole)
-            clock = [began, began, began, time.monotonic()]
-        return self.results(rows, thoughts, vectors, _timings(clock))
+            seconds = time.monotonic() - began
+        return self.results(rows, thoughts, vectors, _embedding(seconds))
+
+    def documents(
+        self, rows: Sequence[Row], out: Float32Array, progress: Callable[[int], None]
+    ) -> None:
+        """Embed document rows, those of like length together.
+
+        Args:
+            rows: Without `emb_token`.
+            out: Written: float32 [n, d], in their order.
+            progress: Called with the number of documents that a finished batch held.
+
+        Raises:
+            EngineError: As `think`.
+        """
+        for batch in _batches(rows, self._engine):
+            with self._turn():
+                out[batch] = self._embed([rows[at].tokens for at in batch])
+            progress(len(batch))
 
     def results(
         self,
@@ -125,11 +157,48 @@ class Passes:
                 truncated=row.truncated,
                 prompt_tokens=len(row.tokens),
                 timings=timings,
-                engine=self._engine.info,
+                engine=self.info,
                 cached=cached,
             )
             for row, thought, vector in zip(rows, thoughts, vectors, strict=True)
         ]
+
+    def close(self) -> None:
+        """Free the engine once what runs has ended; under a stream of this thread, at once."""
+        if self._streaming == threading.get_ident():
+            self._engine.close()
+            return
+        with self._lock:
+            self._engine.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the engine; a thread would wait for its own stream for ever."""
+        if self._streaming == threading.get_ident():
+            raise EngineError(
+                "a stream of this thread is still open: take its last vector, or close it"
+            )
+        with self._lock:
+            yield
+
+    def _follow(
+        self, row: Row, session: Session, thinking: Thinking, every: int
+    ) -> Iterator[QueryEmbedding]:
+        """The vectors of a stream; what its reader does between them is not counted."""
+        seconds = 0.0
+        while True:
+            began = time.monotonic()
+            goes_on = thinking.goes_on()
+            vectors = self._read(session, *self._codec.ending)
+            seconds += time.monotonic() - began
+            yield from self.results([row], thinking.thoughts, vectors, _embedding(seconds))
+            if not goes_on:
+                return
+            began = time.monotonic()
+            thinking.step()
+            while thinking.steps % every and thinking.goes_on():
+                thinking.step()
+            seconds += time.monotonic() - began
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
         with self._engine.start(rows, room=1) as session:
@@ -137,26 +206,6 @@ class Passes:
 
     def _read(self, session: Session, *tokens: int) -> Float32Array:
         return normalised(session.peek(*tokens), self._engine.info)
-
-    def documents(
-        self, rows: Sequence[Row], out: Float32Array, progress: Callable[[int], None]
-    ) -> None:
-        """Embed document rows, those of like length together.
-
-        Args:
-            rows: Without `emb_token`.
-            out: Written: float32 [n, d], in their order.
-            progress: Called with the number of documents that a finished batch held.
-        """
-        for batch in _batches(rows, self._engine):
-            with self._turn:
-                out[batch] = self._embed([rows[at].tokens for at in batch])
-            progress(len(batch))
-
-    def close(self) -> None:
-        """Free the engine once what runs has ended."""
-        with self._turn:
-            self._engine.close()
 
 
 def _batches(rows: Sequence[Row], engine: Engine) -> Iterator[list[int]]:
@@ -177,3 +226,7 @@ def _timings(clock: Sequence[float]) -> Timings:
     prefill, thinking, embedding = (b - a for a, b in itertools.pairwise(clock))
     total = clock[-1] - clock[0]
     return Timings(prefill=prefill, thinking=thinking, embedding=embedding, total=total)
+
+
+def _embedding(seconds: float) -> Timings:
+    return Timings(prefill=0.0, thinking=0.0, embedding=seconds, total=seconds)

@@ -1,8 +1,8 @@
 """Queries' vectors and thoughts on disk: who asks again waits for nothing.
 
-One SQLite file for all builds. A key is a hash of everything that a query's vector comes from, the
-text included, so that no text is stored; thoughts are. What cannot be read or written is computed
-as if there were no cache.
+One SQLite file for all builds; one of another `user_version` is begun anew. A key is a hash of
+everything that a query's vector comes from, the text included, so that no text is stored; thoughts
+are. What cannot be read or written is computed as if there were no cache.
 """
 
 import hashlib
@@ -28,11 +28,13 @@ T = TypeVar("T")
 _PATIENCE: Final = 0.2
 """Seconds to wait for another process."""
 
-_PREPARE: Final = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-CREATE TABLE IF NOT EXISTS queries (key BLOB PRIMARY KEY, used INTEGER, found BLOB) WITHOUT ROWID;
-"""
+_VERSION: Final = 1
+
+_PREPARE: Final = (
+    "DROP TABLE IF EXISTS queries",
+    "CREATE TABLE queries (key BLOB PRIMARY KEY, used INTEGER, found BLOB) WITHOUT ROWID",
+    f"PRAGMA user_version = {_VERSION}",
+)
 
 
 class CachedQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -56,9 +58,12 @@ class CachedQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         raw = vector.astype("<f4").tobytes()
         return cls(vector=raw, thought_tokens=thought_tokens, stopped_by=stopped_by)
 
-    def array(self) -> Float32Array:
-        """The vector, float32 [d]."""
-        return np.frombuffer(self.vector, "<f4").astype(np.float32)
+    def array(self, hidden: int) -> Float32Array | None:
+        """The vector, float32 [hidden], if it is one."""
+        if len(self.vector) != 4 * hidden:
+            return None
+        found = np.frombuffer(self.vector, "<f4").astype(np.float32)
+        return found if np.isfinite(found).all() else None
 
 
 def key_of(*parts: object) -> bytes:
@@ -73,11 +78,13 @@ class QueryCache:
         path: Of the file; made, with its folder, when it is first asked. One that is damaged is
             begun anew.
         most: Queries that are kept.
+        patience: Seconds to wait for another process.
     """
 
-    def __init__(self, path: Path, *, most: int = MOST_ROWS) -> None:
+    def __init__(self, path: Path, *, most: int = MOST_ROWS, patience: float = _PATIENCE) -> None:
         self._path = path
         self._most = most
+        self._patience = patience
         self._turn = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -86,8 +93,11 @@ class QueryCache:
 
         def look(file: sqlite3.Connection) -> bytes | None:
             row = file.execute("SELECT found FROM queries WHERE key = ?", (key,)).fetchone()
-            file.execute("UPDATE queries SET used = ? WHERE key = ?", (time.time_ns(), key))
-            return None if row is None else bytes(row[0])
+            if row is None:
+                return None
+            with suppress(sqlite3.OperationalError):  # held by others, or read-only
+                file.execute("UPDATE queries SET used = ? WHERE key = ?", (time.time_ns(), key))
+            return bytes(row[0])
 
         found = self._do(look)
         with suppress(msgspec.MsgspecError):
@@ -131,13 +141,30 @@ class QueryCache:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(mode=0o600)
-            self._connection = sqlite3.connect(
-                self._path, timeout=_PATIENCE, check_same_thread=False
+            connection = sqlite3.connect(
+                self._path, timeout=self._patience, check_same_thread=False
             )
-            self._connection.executescript(_PREPARE)
+            self._connection = connection
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            if not _is_current(connection):
+                self._prepare(connection)
         return self._connection
+
+    @staticmethod
+    def _prepare(connection: sqlite3.Connection) -> None:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if not _is_current(connection):  # another process was faster
+                for statement in _PREPARE:
+                    connection.execute(statement)
 
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_current(connection: sqlite3.Connection) -> bool:
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    return bool(version == _VERSION)

@@ -35,7 +35,7 @@ class Settle:
 
     Attributes:
         cosine: Of a vector and the one before it, from which on a thought ends.
-        every: Tokens between two vectors; each costs about what a token does.
+        every: Tokens between two vectors; each costs about what a token does, in llama.cpp two.
 
     Raises:
         InputError: If the cosine is not in (0, 1], or the tokens are below 1.
@@ -78,7 +78,7 @@ class Thinking:
         self._codec = codec
         self._budget = budget
         self._deadline = deadline
-        self._written = 0
+        self._steps = 0
         self._thoughts: list[list[int]] = [[] for _ in range(rows)]
         self._ended: dict[int, StopReason] = {}
 
@@ -91,13 +91,13 @@ class Thinking:
         ]
 
     @property
-    def written(self) -> int:
-        """Tokens of the longest thought."""
-        return self._written
+    def steps(self) -> int:
+        """How many were made: tokens of a thought that still goes on."""
+        return self._steps
 
     def goes_on(self) -> bool:
         """Whether a row still thinks: none does beyond the budget, or the deadline."""
-        if self._written == self._budget:
+        if self._steps == self._budget:
             self._end("budget")
         elif self._deadline is not None and time.monotonic() >= self._deadline:
             self._end("deadline")
@@ -120,7 +120,7 @@ class Thinking:
                 self._thoughts[row].append(token)
                 grown[row] = token
         self._session.append(grown)
-        self._written += 1
+        self._steps += 1
 
     def settle(self, rows: Sequence[int]) -> None:
         """End the thoughts of rows, if they still go on."""
@@ -155,10 +155,10 @@ def think(
         A thought for each row.
     """
     thinking = Thinking(session, rows, codec, budget=budget, deadline=deadline)
-    before = session.peek(*codec.ending) if settle and budget else None
+    before = session.peek(*codec.ending) if settle and thinking.goes_on() else None
     while thinking.goes_on():
         thinking.step()
-        if settle and before is not None and thinking.written % settle.every == 0:
+        if settle and before is not None and thinking.steps % settle.every == 0:
             now = session.peek(*codec.ending)
             thinking.settle(np.flatnonzero(_cosines(before, now) >= settle.cosine).tolist())
             before = now

@@ -1,12 +1,14 @@
 """The profile `native`: llama.cpp's own mixture, and the best that ONNX Runtime reads."""
 
 import ctypes
+import importlib.machinery
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from t1_edge.build import GGUF_MODEL, Build, Format
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
-from t1_edge.errors import CheckpointError, ExportError
+from t1_edge.errors import CheckpointError, EngineError, ExportError, MissingExtraError
 from t1_edge_export.audit import relative_errors
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.containers import Encoding
@@ -26,6 +28,7 @@ from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.journal import Journal
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.precision import Budget
+from t1_edge_export.quantize import packed
 from t1_edge_export.quantize.packed import LARGEST, pack
 from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, weighted
 from t1_edge_export.quantize.statistics import Statistics
@@ -140,6 +143,19 @@ def test_a_native_gguf_is_nearer_to_the_float_weights_than_a_portable_one(
         assert encoder.info.engine == "gguf"
 
 
+def test_a_kernel_that_is_not_there_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = importlib.machinery.ModuleSpec("llama_cpp", None, origin=str(tmp_path / "x.py"))
+    monkeypatch.setattr(packed, "find_spec", lambda name: elsewhere)
+    monkeypatch.setattr(packed, "_kernel", packed._kernel.__wrapped__)
+    with pytest.raises(EngineError, match="has no ggml-base library"):
+        pack(np.ones((1, 32), np.float32), "q5_0")
+    monkeypatch.setattr(packed, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="llama-cpp-python"):
+        pack(np.ones((1, 32), np.float32), "q5_0")
+
+
 def _mean_error(checkpoint: Checkpoint, build: Build, profile: Any) -> float:
     decoder = checkpoint.decoder
     encodings = choose_encodings(decoder, profile, ["gguf"])
@@ -152,7 +168,7 @@ def test_native_onnx_is_gptq_with_layers_at_8_bits(
     tiny: Callable[..., Tiny], own_cache: Path, tmp_path: Path
 ) -> None:
     contract = tmp_path / "contract.json"
-    contract.write_bytes(_as_json())
+    contract.write_bytes(msgspec.json.encode(TINY_CONTRACT))
     command = ["export", str(tiny("llama").folder), "--contract", str(contract), "--allow-drift"]
     command += ["--profile", "native", "--output", str(tmp_path / "build")]
     done = CliRunner().invoke(main, [*command, "--format", "onnx"], catch_exceptions=False)
@@ -166,17 +182,12 @@ def test_native_onnx_is_gptq_with_layers_at_8_bits(
     assert planned == {"q8_0": 1 + 3 + 1, "q5_0": 3 * 7 - 4, "f32": 7}
 
 
-def _as_json() -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(TINY_CONTRACT)
-
-
 @pytest.mark.parametrize(
     ("formats", "budget", "quantizer", "message"),
     [
         (["onnx", "gguf"], None, SEARCH, "native weights are one engine's"),
         (["gguf"], Budget(bits=5), SEARCH, "leave --bits and --target-size out"),
+        (["onnx"], None, SEARCH, "say how many, --bits 5"),
         (["gguf"], None, ROUNDING, "leave --quantizer out"),
     ],
 )

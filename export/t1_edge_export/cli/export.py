@@ -141,11 +141,13 @@ def export(
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.contracts import contract_beside, find_contract
+    from t1_edge_export.formats import check_native
     from t1_edge_export.pipeline import Request, check
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
     from t1_edge_export.precision import Budget
     from t1_edge_export.quantize.calibration import find_quantizer
+    from t1_edge_export.quantize.quantizer import gptq_memory
     from t1_edge_export.sources import find_source
     from t1_edge_export.vocabulary import with_tokens
 
@@ -156,6 +158,8 @@ def export(
         bits = _NATIVE_BITS if bits is None and target_size is None else bits
     asked = bits is not None or target_size is not None
     budget = Budget(bits=bits, size=target_size) if asked else None
+    if profile == "native":
+        check_native(formats, budget=asked)
     named = find_contract(contract) if contract else None  # before gigabytes are fetched
     talk = timed_say()
     source = find_source(checkpoint, talk)
@@ -175,6 +179,7 @@ def export(
             destination=destination,
             cuda=cuda,
             budget=budget,
+            quantizer_memory=gptq_memory(opened.decoder) if quantizer == "gptq" else 0,
         )
         _show(plan, as_json)
         check_room(plan)

@@ -55,9 +55,14 @@ def find_quantizer(
     if kind == "rtn" and calibration != "none":
         raise ExportError("rtn is fitted to nothing: leave --calibration out")
     if kind == "gptq" and (calibration == "none" or matrix):
-        raise ExportError("gptq needs texts: give --calibration default, or a .jsonl file")
+        raise ExportError(
+            "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search"
+        )
     if save and (kind != "search" or calibration == "none" or matrix):
-        raise ExportError("statistics are collected by the search over texts alone: none to save")
+        raise ExportError(
+            "statistics are collected by the search over texts alone: none to save without "
+            "--quantizer search and texts"
+        )
     if calibration == "none":
         return ROUNDING if kind == "rtn" else SEARCH
     if matrix:

@@ -19,8 +19,8 @@ PACKED: Final[frozenset[Encoding]] = frozenset(get_args(Packed))
 _TYPES: Final = {"q5_0": 6, "q4_k": 12, "q6_k": 14}
 """ggml_type."""
 
-LARGEST: Final = 16 * 65504.0
-"""A weight beyond it may make a scale infinite, a float16: that of Q5_0 is a 16th of a weight."""
+LARGEST: Final = 15 * 65504.0
+"""A weight beyond it may make a scale infinite, a float16: that of Q5_0 is a 15th of a weight."""
 
 
 def pack(
@@ -38,7 +38,8 @@ def pack(
         uint8 [rows, bytes].
 
     Raises:
-        EngineError: If llama.cpp has other blocks than these.
+        EngineError: If llama.cpp has other blocks than these, or its library is not where
+            llama-cpp-python puts it.
         MissingExtraError: If llama-cpp-python is not installed.
     """
     rows, width = weights.shape
@@ -65,8 +66,15 @@ def _kernel() -> Any:
     package = find_spec("llama_cpp")
     if package is None or package.origin is None:
         raise MissingExtraError("llama-cpp-python", "gguf")
-    [library, *_] = sorted(Path(package.origin).with_name("lib").glob("*ggml-base.*"))
-    kernel = ctypes.CDLL(str(library)).ggml_quantize_chunk
+    folder = Path(package.origin).with_name("lib")
+    try:
+        [library, *_] = sorted(folder.glob("*ggml-base.*"))
+        kernel = ctypes.CDLL(str(library)).ggml_quantize_chunk
+    except (ValueError, OSError, AttributeError) as e:
+        raise EngineError(
+            f"{folder} has no ggml-base library with ggml_quantize_chunk: install "
+            "llama-cpp-python as it comes"
+        ) from e
     address, count = ctypes.c_void_p, ctypes.c_int64
     kernel.argtypes = [ctypes.c_int, address, address, count, count, count, address]
     kernel.restype = ctypes.c_size_t

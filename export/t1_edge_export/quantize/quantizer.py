@@ -9,10 +9,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from t1_edge.build import Decoder
 from t1_edge.errors import ExportError
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import TensorSpec
+from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 from t1_edge_export.quantize.packed import pack
@@ -40,12 +41,14 @@ class Quantizer:
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
         importance: Gives the mean squared input of each channel, float32 [in], by tensor name, to
             judge layers by; nothing if it was calibrated with nothing. It may take long.
+        memory: Bytes that it has resident while layers are quantized.
     """
 
     q4_0: Callable[[TensorSpec], RowQuantizer]
     packed: Callable[[TensorSpec, Encoding], RowPacker] | None = None
     calibration: str = ""
     importance: Callable[[], Mapping[str, Float32Array]] = dict
+    memory: int = 0
 
     def packer(self, spec: TensorSpec, encoding: Encoding) -> RowPacker:
         """What packs rows of a tensor as llama.cpp does.
@@ -115,7 +118,14 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
         q4_0=q4_0,
         calibration=compensation(rows, dataset),
         importance=lambda: collect(checkpoint, rows, dataset).importance,
+        memory=gptq_memory(checkpoint.decoder),
     )
+
+
+def gptq_memory(decoder: Decoder) -> int:
+    """Bytes of a block's Gram matrices, and of the widest on its way to a factor, in float64."""
+    widths = {spec.shape[1] for spec in linear_layers(decoder)}
+    return sum(4 * width**2 for width in widths) + 28 * max(widths) ** 2
 
 
 def compensation(rows: Sequence[Sequence[int]], dataset: str) -> str:

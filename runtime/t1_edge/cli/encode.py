@@ -68,6 +68,7 @@ def encode(
         "settle": None if settle is None else Settle(cosine=settle),
     }
     asked = [name for name, value in thinking.items() if value is not None]
+    asked += ["no-cache"] * no_cache
     if asked and role != "query":
         raise click.UsageError(f"--{asked[0]} is for queries: give --query")
     if not texts and file is None:
