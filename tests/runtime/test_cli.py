@@ -118,6 +118,25 @@ def test_encode_queries_shows_the_thought(build: str) -> None:
     assert "thought" in found.stdout
 
 
+@pytest.mark.parametrize(
+    ("how", "stopped_by"),
+    [
+        (["--deadline", "0"], "deadline"),
+        (["--settle", "0.0001", "--budget", "12"], "settled"),
+        (["--budget", "2"], "budget"),
+    ],
+)
+def test_what_ends_a_thought_can_be_chosen(build: str, how: list[str], stopped_by: str) -> None:
+    asked = ["encode", "--build", build, "--query", "--json", *how, "of the water"]
+    [row] = json.loads(_run(*asked).stdout)["rows"]
+    assert row["stopped_by"] == stopped_by
+    again = json.loads(_run(*asked).stdout)["rows"][0]
+    assert (row["cached"], again["cached"]) == (False, stopped_by != "deadline")
+    anew = json.loads(_run(*asked, "--no-cache").stdout)["rows"][0]
+    assert not anew["cached"]
+    assert anew["vector"] == row["vector"]
+
+
 def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
     lines = "one\n" + "word " * 500 + "\n"
     arguments = ["encode", "--build", build, "--file", "-", "--json"]
@@ -145,6 +164,9 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "code", "message"),
     [
         (["encode", "--build", "nowhere", "--budget", "3", "x"], 2, "--query"),
+        (["encode", "--build", "nowhere", "--deadline", "3", "x"], 2, "--deadline is for queries"),
+        (["encode", "--build", "nowhere", "--no-cache", "x"], 2, "--no-cache is for queries"),
+        (["export", "hf:no/where", "--profile", "native"], 1, "ask for one format"),
         (["info", "nowhere"], 1, "no build 'nowhere'"),
         (["encode", "--build", "nowhere", "x"], 1, "no build 'nowhere'"),
         (["export", "nowhere"], 1, "no checkpoint 'nowhere'"),
