@@ -26,20 +26,21 @@ from t1_edge_bench.datasets import load
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
 from t1_edge_export.decoder import weight_count
-from t1_edge_export.models import MODELS
+from t1_edge_export.models import MODELS, STATISTICS
 
 _NANO: Final = MODELS["nano"]
+_OWN: Final = ("--calibration", str(_NANO.folder / STATISTICS))
 _FLOAT: Final = "float"
 
 WAYS: Final[Mapping[str, Sequence[str]]] = {
     _FLOAT: ("--profile", "float"),
     "plain rounding": ("--quantizer", "rtn"),
     "search": ("--calibration", "none"),
-    "search, weighted": (),
+    "search, weighted": _OWN,
     "GPTQ": ("--quantizer", "gptq"),
-    "search, weighted, 5 bits": ("--bits", "5"),
-    "GPTQ, 5 bits (ships)": ("--quantizer", "gptq", "--bits", "5"),
-    "Q4_K_M (native in GGUF)": ("--profile", "native", "--format", "gguf"),
+    "search, weighted, 5 bits (ships)": (*_OWN, "--bits", "5"),
+    "GPTQ, 5 bits (native in ONNX)": ("--quantizer", "gptq", "--bits", "5"),
+    "Q4_K_M (native in GGUF)": (*_OWN, "--profile", "native", "--format", "gguf"),
 }
 
 

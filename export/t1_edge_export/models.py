@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from t1_edge import __version__
-from t1_edge.build import TOKENIZER, Build, Format
+from t1_edge.build import Build, Decoder, Format
 from t1_edge.cache import model_dir
-from t1_edge.contract import Codec
 from t1_edge.engines.select import installed_engines
-from t1_edge.errors import BuildError, ContractError, ExportError, MissingExtraError
-from t1_edge.tokenization import TextTokenizer
+from t1_edge.errors import BuildError, ExportError, MissingExtraError
 from t1_edge_export.adapter import merged_sha256, with_adapter
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.formats import require_writer
@@ -19,9 +17,11 @@ from t1_edge_export.pipeline import Request
 from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import WHEELS, pull
-from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, find_quantizer, read_texts
-from t1_edge_export.quantize.quantizer import compensation
+from t1_edge_export.quantize.quantizer import Quantizer, weighted
+from t1_edge_export.quantize.statistics import read_statistics
 from t1_edge_export.vocabulary import with_tokens
+
+STATISTICS: Final = "statistics.gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Model:
     Attributes:
         name: Of the model, its contract's preset, and its build in the cache.
         base: The checkpoint that `pull` brings.
-        folder: Holds the adapter as PEFT writes it.
+        folder: Holds the adapter as PEFT writes it, and the statistics that weigh its rounding.
         bits: Of a weight of the linear layers, on average.
     """
 
@@ -52,15 +52,14 @@ class Model:
         """
         try:
             found = Build(model_dir(self.name))
-            calibration = self._calibration(found)
-        except (BuildError, ContractError):
+        except BuildError:
             return None
         manifest = found.manifest
         if not (
             manifest.tools.get("t1-edge") == __version__
             and manifest.contract == PRESETS[self.name]
             and manifest.source.sha256 == self._sha256()
-            and manifest.calibration == calibration
+            and manifest.calibration == self._quantizer(manifest.decoder).calibration
         ):
             return None
         if set(formats) <= set(manifest.formats):
@@ -98,15 +97,13 @@ class Model:
             destination=model_dir(self.name),
             contract=PRESETS[self.name],
             formats=formats,
-            quantizer=find_quantizer("gptq", "default", checkpoint, PRESETS[self.name]),
+            quantizer=self._quantizer(checkpoint.decoder),
             budget=Budget(bits=self.bits),
             force=True,
         )
 
-    def _calibration(self, build: Build) -> str:
-        """What the manifest of an export of today would say, for the tokenizer of a build."""
-        codec = Codec(PRESETS[self.name], TextTokenizer.from_file(build.file(TOKENIZER)))
-        return compensation(*read_texts(DEFAULT_TEXTS, codec))
+    def _quantizer(self, decoder: Decoder) -> Quantizer:
+        return weighted(read_statistics(self.folder / STATISTICS, decoder))
 
     def _sha256(self) -> str:
         return merged_sha256(WHEELS[self.base].member_sha256, self.folder)

@@ -51,13 +51,14 @@ def test_the_runtime_keeps_the_names_of_what_ships() -> None:
 def test_what_ships_is_small() -> None:
     sizes = {path.name: path.stat().st_size for path in NANO.folder.iterdir()}
     assert sizes["adapter_model.safetensors"] < 20e6
+    assert sizes["statistics.gguf"] < 1e6
     assert {"adapter_config.json", "LICENSES.md"} <= sizes.keys()
 
 
 def test_nano_passes_the_gate_with_what_ships(nano: Build) -> None:
     manifest = nano.manifest
     assert manifest.formats == ("onnx", "gguf")
-    assert manifest.calibration.startswith("GPTQ ")
+    assert manifest.calibration.startswith("importance ")
     assert len(manifest.eight_bit) > 30  # values among them
     assert manifest.source.id.endswith(" + nano")
     assert not manifest.verification.drift_allowed

@@ -20,6 +20,7 @@ from recipes.nano.model import Frozen, Student, load_student, new_student
 from recipes.nano.report import compare
 from recipes.nano.stages import joint as joint_loss
 from recipes.nano.stages import loss_of
+from recipes.nano.statistics import training_rows
 from recipes.nano.stream import Stream, cut
 from recipes.nano.thoughts import Reader
 from t1_edge.contract import Codec
@@ -303,6 +304,19 @@ def test_keywords_are_those_of_kept_answers(student: Made, stream: Stream, tmp_p
     stale = Stream(tmp_path, student[1], query_tokens=24, document_tokens=24)
     with pytest.raises(ValueError, match=r"1 examples for 80: run recipes\.nano\.keywords"):
         stale.wording(0, np.random.default_rng(0), most=8, budget=16)
+
+
+def test_statistics_are_of_training_rows_with_thoughts_and_without(stream: Stream) -> None:
+    rows = training_rows(stream, 8, seed=0)
+    codec = stream.codec
+    ends = [row[-2:] for row in rows[:8]]
+    assert ends == [(codec.close_id, codec.emb_id)] * 8
+    queries = {query: at for at, query in enumerate(stream.queries)}
+    for turn, row in enumerate(rows[:8]):
+        opened = row.index(codec.open_id) + 1
+        assert stream.examples[queries[row[:opened]]].part == "train"
+        assert (len(row) - 2 > opened) == bool(turn % 2)
+    assert set(rows[8:]) <= set(stream.documents)
 
 
 @pytest.mark.parametrize("config", _CONFIGS, ids=lambda path: path.stem)

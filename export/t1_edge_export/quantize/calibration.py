@@ -68,7 +68,8 @@ def find_quantizer(
     if matrix:
         return weighted(read_statistics(Path(calibration), checkpoint.decoder))
     path = DEFAULT_TEXTS if calibration == "default" else Path(calibration)
-    rows, dataset = read_texts(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
+    rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
+    dataset = f"{len(rows)} rows of {path.name}"
     if kind == "gptq":
         return compensated(checkpoint, rows, dataset)
     say(f"collecting statistics over {dataset}, {sum(map(len, rows))} tokens")
@@ -85,12 +86,6 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     document: str
-
-
-def read_texts(path: Path, codec: Codec) -> tuple[list[tuple[int, ...]], str]:
-    """What `read_rows` gives, and what to call it."""
-    rows = read_rows(path, codec)
-    return rows, f"{len(rows)} rows of {path.name}"
 
 
 def read_rows(path: Path, codec: Codec) -> list[tuple[int, ...]]:

@@ -116,7 +116,7 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
 
     return Quantizer(
         q4_0=q4_0,
-        calibration=compensation(rows, dataset),
+        calibration=f"GPTQ {_digest(rows)}: {dataset}",
         importance=lambda: collect(checkpoint, rows, dataset).importance,
         memory=gptq_memory(checkpoint.decoder),
     )
@@ -126,11 +126,6 @@ def gptq_memory(decoder: Decoder) -> int:
     """Bytes of a block's Gram matrices, and of the widest on its way to a factor, in float64."""
     widths = {spec.shape[1] for spec in linear_layers(decoder)}
     return sum(4 * width**2 for width in widths) + 28 * max(widths) ** 2
-
-
-def compensation(rows: Sequence[Sequence[int]], dataset: str) -> str:
-    """What `compensated` says that it was calibrated with."""
-    return f"GPTQ {_digest(rows)}: {dataset}"
 
 
 def _digest(rows: Sequence[Sequence[int]]) -> str:
