@@ -60,12 +60,12 @@ class Row:
     cosine_min: float
 
 
-def ours(build: Build) -> Iterator[Row]:
-    """What ships, by its own gate, which asked the same rows."""
+def ours(who: str, build: Build) -> Iterator[Row]:
+    """A build's formats, by its own gate, which asked the same rows."""
     for format in build.manifest.formats:
         figures = build.manifest.verification.engines[format]
         yield Row(
-            who="t1-edge, as it ships",
+            who=who,
             format=format,
             size=build.size(format),
             cosine_mean=figures.cosine_mean,
@@ -158,7 +158,9 @@ def main(work: Path) -> None:
     whole = replace(request, formats=("gguf",), profile="float", quantizer=SEARCH, budget=None)
     true = export(checkpoint, replace(whole, destination=work / "float"))
     golden = Golden.load(true.file(GOLDEN))
-    rows = [*ours(export(checkpoint, replace(request, destination=work / "nano")))]
+    shipped = export(checkpoint, replace(request, destination=work / "nano"))
+    small = export(checkpoint, replace(request, destination=work / "small", budget=None))
+    rows = [*ours("t1-edge, as it ships", shipped), *ours("t1-edge, 4.5 bits", small)]
     rows += [llama_cpp(true, golden, work), builder(checkpoint, golden, work)]
     for row in rows:
         click.echo(json.dumps(asdict(row)))
