@@ -79,6 +79,7 @@ def tiny_build(
             destination=root / name,
             contract=TINY_CONTRACT,
             profile=profile,
+            cuda=profile == "portable",
             allow_drift=profile == "portable",  # weights that are noise lose more than real ones
         )
         return export(open_checkpoint(tiny(family, tied=tied).folder), request)

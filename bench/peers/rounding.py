@@ -24,7 +24,7 @@ from peers.exporters import BUILDER, LLAMA_CPP_ROUTE, QUANTIZE, install
 from peers.process_tree import run
 from t1_edge.build import GGUF_MODEL, GOLDEN, Build, Decoder, Format
 from t1_edge.engines.base import Float32Array
-from t1_edge.engines.select import open_format
+from t1_edge.engines.opening import open_format
 from t1_edge.golden import Golden, run_rows
 from t1_edge.vectors import cosines
 from t1_edge_bench.table import table

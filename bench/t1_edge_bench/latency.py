@@ -13,13 +13,15 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from t1_edge.bandwidth import read_bandwidth
 from t1_edge.build import Build, Format
 from t1_edge.cache import find_build
 from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Engine, Session
-from t1_edge.engines.select import available_threads, open_engine, require
+from t1_edge.engines.opening import require
+from t1_edge.engines.select import open_engine
 from t1_edge.errors import EngineError
-from t1_edge_bench.bandwidth import peak_resident_bytes, read_bandwidth
+from t1_edge.machine import available_threads, peak_resident_bytes
 from t1_edge_bench.pydoc import passages, questions
 
 _WARM_UP: Final = 2

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Source
-from t1_edge.engines.select import available_threads
 from t1_edge.errors import CheckpointError
+from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import check_nothing_left, hash_of
 from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors

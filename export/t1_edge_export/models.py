@@ -8,7 +8,7 @@ from typing import Final
 from t1_edge import __version__
 from t1_edge.build import Build, Decoder, Format
 from t1_edge.cache import model_dir
-from t1_edge.engines.select import installed_engines
+from t1_edge.engines.opening import installed_engines
 from t1_edge.errors import BuildError, ExportError, MissingExtraError
 from t1_edge_export.adapter import merged_sha256, with_adapter
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint

@@ -28,8 +28,9 @@ from t1_edge.build import (
     fingerprint,
 )
 from t1_edge.contract import Codec, Contract
-from t1_edge.engines.select import require
+from t1_edge.engines.opening import require
 from t1_edge.errors import ExportError
+from t1_edge.machine import free_memory
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ from t1_edge_export.precision import Budget, choose_eight_bit, eight_bit_layers,
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
-from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder
+from t1_edge_export.room import check_disk, check_memory, nearest_folder
 from t1_edge_export.staging import Staging, check_free, staged
 from t1_edge_export.trial import ask_reference, golden
 from t1_edge_export.verdict import judge

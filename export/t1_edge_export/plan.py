@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Format, Profile, Source
-from t1_edge.engines.select import available_threads
 from t1_edge.errors import ExportError
+from t1_edge.machine import available_threads, free_memory
 from t1_edge_export.containers import Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
 from t1_edge_export.formats import (
@@ -32,7 +32,7 @@ from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import reference_memory
-from t1_edge_export.room import check_disk, check_memory, free_memory, nearest_folder
+from t1_edge_export.room import check_disk, check_memory, nearest_folder
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
 
@@ -77,7 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         free_disk: Bytes that there are at the destination.
         memory: Bytes that are resident at most in the exporter itself.
         engine_memory: Bytes that the largest engine needs, which verifies them.
-        free_memory: Bytes that there are; None where the system does not say.
+        free_memory: Bytes that there are.
         seconds: To write the files, from a probe on random weights; GPTQ takes longer.
     """
 
@@ -87,7 +87,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     free_disk: int
     memory: int
     engine_memory: int
-    free_memory: int | None
+    free_memory: int
     seconds: float
 
     @property

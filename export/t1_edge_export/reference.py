@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge.engines.select import available_threads
+from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint, Weights
 from t1_edge_export.decoder import (
     EMBEDDING,

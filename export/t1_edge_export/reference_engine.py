@@ -8,7 +8,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.rows import Rows, check_start
-from t1_edge.engines.select import available_threads
+from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import layer_tensors, weight_count
 from t1_edge_export.reference import Reference

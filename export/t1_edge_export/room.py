@@ -1,7 +1,6 @@
 """Room: on the disk, and in memory."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from t1_edge.errors import ExportError
@@ -38,32 +37,19 @@ def check_disk(what: str, needed: int, free: int) -> None:
         )
 
 
-def check_memory(what: str, needed: int, free: int | None) -> None:
-    """Whether there is room in memory, where the system says.
+def check_memory(what: str, needed: int, free: int) -> None:
+    """Whether there is room in memory.
 
     Args:
         what: What needs it, for the message.
         needed: Bytes.
-        free: Bytes that there are; None where the system does not say.
+        free: Bytes that there are.
 
     Raises:
         ExportError: If there is not.
     """
-    if free is not None and needed > free:
+    if needed > free:
         raise ExportError(
             f"{what} needs {in_gigabytes(needed)} of memory and {in_gigabytes(free)} are free: "
             "end other programs first"
         )
-
-
-def free_memory() -> int | None:
-    """Bytes that a process may take before others are swapped out: MemAvailable of Linux.
-
-    Returns:
-        None where the system does not say.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None

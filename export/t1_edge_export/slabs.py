@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.engines.select import available_threads
 from t1_edge.errors import CheckpointError
+from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, tensors

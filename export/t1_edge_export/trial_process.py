@@ -15,7 +15,7 @@ import msgspec
 
 from t1_edge.build import TOKENIZER, Decoder, Format
 from t1_edge.contract import Codec
-from t1_edge.engines.select import open_format
+from t1_edge.engines.opening import open_format
 from t1_edge.errors import EngineError, T1Error
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.trial import Answers, Trial, ask
@@ -39,7 +39,7 @@ def ask_format(
         format: Which of them.
         decoder: The shape of the model.
         trial: The questions.
-        exact: See `t1_edge.engines.select.open_format`.
+        exact: See `t1_edge.engines.opening.open_format`.
         scratch: A directory for what the processes tell each other.
 
     Raises:

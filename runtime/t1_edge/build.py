@@ -263,6 +263,12 @@ class Build:
         """Whether a graph for CUDA is over the ONNX weights."""
         return CUDA_GRAPH in self.manifest.files
 
+    def state(self) -> str:
+        """A hash that changes with the manifest and with any file's time, none of them read."""
+        times = [self.file(name).stat().st_mtime_ns for name in self.manifest.files]
+        manifest = (self.path / MANIFEST).read_bytes()
+        return hashlib.sha256(manifest + msgspec.json.encode(times)).hexdigest()[:32]
+
     def check_hashes(self) -> None:
         """Read every file whole and compare its sha256.
 

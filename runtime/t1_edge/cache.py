@@ -85,13 +85,18 @@ def find_build(name_or_path: str | Path) -> Path:
     raise CacheError(f"no build {name!r}: {_instead(path, name)}")
 
 
+def cached_builds() -> list[Path]:
+    """Directories of the builds in the cache, those that come with t1-edge among them."""
+    return sorted(manifest.parent for manifest in cache_dir().glob(f"*/*/{MANIFEST}"))
+
+
 def _instead(path: Path, name: str) -> str:
     """What somebody who asked for a build may have meant."""
     if name in MODELS:
         return f"it is not in the cache yet; bring it with: t1-edge pull {name}"
     if len(path.parts) == 1 and os.path.isdir(cache_dir() / "checkpoints" / path):
         return f"it is a checkpoint; make a build of it with: t1-edge export {name}"
-    found = sorted(at.parent.name for at in cache_dir().glob(f"*/*/{MANIFEST}"))
+    found = sorted(at.name for at in cached_builds())
     listed = f"builds there are: {', '.join(found)}" if found else "there is none yet"
     return (
         f"neither a directory with a {MANIFEST} nor a name in {cache_dir()}; {listed}; `t1-edge "

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from t1_edge.build import GOLDEN, MANIFEST, Build
+from t1_edge.build import GOLDEN, Build
 from t1_edge.cache import cache_dir
 from t1_edge.engines.base import Engine, Float32Array
 from t1_edge.errors import BuildError, EngineError
@@ -143,8 +143,6 @@ def check_once(build: Build, engine: Engine) -> None:
 
 
 def _key(build: Build, engine: Engine) -> str:
-    """Changes with the manifest, with any file's time, and with what runs it."""
-    times = [build.file(name).stat().st_mtime_ns for name in build.manifest.files]
+    """Changes with the build's files, and with what runs them."""
     where = [str(build.path.resolve()), engine.info.library, engine.info.device]
-    manifest = (build.path / MANIFEST).read_bytes()
-    return hashlib.sha256(manifest + json.dumps([times, where]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([build.state(), where]).encode()).hexdigest()[:32]

@@ -1,12 +1,17 @@
-"""Token rows through an engine, to results: queries that think, with thoughts, and documents."""
+"""Token rows through an engine, to results: queries that think, with thoughts, and documents.
+
+Who computes holds as many cores as its engine has threads, so that encoders of one process do not
+run more threads together than there are cores.
+"""
 
 import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from t1_edge.contract import Codec, Row
+from t1_edge.cores import process_cores
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
 from t1_edge.errors import EngineError
 from t1_edge.results import QueryEmbedding, Timings
@@ -55,7 +60,7 @@ class Passes:
         Raises:
             EngineError: If the engine fails, a vector is not one, or this thread has a stream open.
         """
-        with self._turn():
+        with self._turn(), self._cores():
             clock = [time.monotonic()]
             tokens = [row.tokens for row in rows]
             with self._engine.start(tokens, room=budget + 2) as session:
@@ -106,7 +111,7 @@ class Passes:
             (*row.tokens, *thought.tokens, self._codec.close_id)
             for row, thought in zip(rows, thoughts, strict=True)
         ]
-        with self._turn():
+        with self._turn(), self._cores():
             began = time.monotonic()
             vectors = self._embed(whole)
             seconds = time.monotonic() - began
@@ -126,7 +131,7 @@ class Passes:
             EngineError: As `think`.
         """
         for batch in _batches(rows, self._engine):
-            with self._turn():
+            with self._turn(), self._cores():
                 out[batch] = self._embed([rows[at].tokens for at in batch])
             progress(len(batch))
 
@@ -181,24 +186,27 @@ class Passes:
         with self._lock:
             yield
 
+    def _cores(self) -> AbstractContextManager[None]:
+        """While the engine computes."""
+        return process_cores().hold(self.info.threads)
+
     def _follow(
         self, row: Row, session: Session, thinking: Thinking, every: int
     ) -> Iterator[QueryEmbedding]:
         """The vectors of a stream; what its reader does between them is not counted."""
         seconds = 0.0
-        while True:
-            began = time.monotonic()
-            goes_on = thinking.goes_on()
-            vectors = self._read(session, *self._codec.ending)
-            seconds += time.monotonic() - began
+        goes_on = True
+        while goes_on:
+            with self._cores():
+                began = time.monotonic()
+                if seconds:  # the first vector is that of no thought
+                    thinking.step()
+                while thinking.steps % every and thinking.goes_on():
+                    thinking.step()
+                goes_on = thinking.goes_on()
+                vectors = self._read(session, *self._codec.ending)
+                seconds += time.monotonic() - began
             yield from self.results([row], thinking.thoughts, vectors, _embedding(seconds))
-            if not goes_on:
-                return
-            began = time.monotonic()
-            thinking.step()
-            while thinking.steps % every and thinking.goes_on():
-                thinking.step()
-            seconds += time.monotonic() - began
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
         with self._engine.start(rows, room=1) as session:

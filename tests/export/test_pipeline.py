@@ -169,7 +169,7 @@ def test_an_interrupted_export_leaves_no_build(
 def test_an_engine_that_could_not_verify_is_asked_for_first(
     checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("t1_edge.engines.select.find_spec", lambda name: None)
+    monkeypatch.setattr("t1_edge.engines.opening.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 't1-edge\[cpu\]'"):
         export(checkpoint, request_)
     assert not request_.destination.parent.exists()

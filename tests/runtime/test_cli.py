@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from t1_edge.build import Build
 from t1_edge.cli import main
 
-COMMANDS = ["pull", "export", "verify", "info", "encode", "bench", "demo"]
+COMMANDS = ["pull", "export", "verify", "info", "doctor", "encode", "bench", "demo"]
 
 
 def _run(*arguments: str) -> Result:
@@ -153,7 +153,7 @@ def test_a_line_that_is_no_utf8_is_named(build: str, tmp_path: Path) -> None:
 
 
 def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t1_edge.engines.select.find_spec", lambda name: None)
+    monkeypatch.setattr("t1_edge.engines.opening.find_spec", lambda name: None)
     for arguments in (["bench", "latency"], ["encode", "x"]):
         found = _run(*arguments, "--build", build)
         assert found.exit_code == 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from t1_edge.build import GGUF_MODEL, Build
 from t1_edge.engines.base import Engine
 from t1_edge.engines.fake import FakeEngine
-from t1_edge.engines.onnx import OnnxEngine
-from t1_edge.engines.select import open_engine, open_format
+from t1_edge.engines.onnx import PLACES, OnnxEngine
+from t1_edge.engines.opening import open_format
+from t1_edge.engines.select import open_engine
 from t1_edge.errors import EngineError, InputError
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.reference_engine import ReferenceEngine
@@ -42,6 +43,7 @@ TOLERANCES = {
     "fake": (0.0, 1e-6),
     "onnx": (1e-5, 1e-5),
     "gguf": (1e-5, 1e-5),
+    "half": (4e-3, 4e-3),
     "float": (1e-6, 1e-6),
     "streamed": (1e-6, 1e-6),
 }
@@ -55,6 +57,8 @@ TOLERANCES = {
         "onnx-qwen3",
         "gguf-llama",
         "gguf-qwen3",
+        "half-llama",
+        "half-qwen3",
         "float-llama",
         "float-qwen3",
         "streamed-llama",
@@ -71,11 +75,19 @@ def case(
     elif format in ("float", "streamed"):
         checkpoint = open_checkpoint(tiny(family).folder)
         engine = ReferenceEngine(checkpoint, keep=format == "float")
+    elif format == "half":
+        engine = _cuda_engine(tiny_build(family, "portable"))
     else:
         engine = open_engine(tiny_build(family, "float"), engine=format, threads=1)
     batch, split = TOLERANCES[format]
     yield Case(engine=engine, batch=batch, split=split)
     engine.close()
+
+
+def _cuda_engine(build: Build) -> OnnxEngine:
+    """What drives CUDA, its graph and its float16 cache, with the CPU in CUDA's place."""
+    place = replace(PLACES["cuda"], provider="CPUExecutionProvider", memory="cpu")
+    return OnnxEngine(build.path, build.manifest.decoder, threads=1, place=place)
 
 
 def _unit(hidden: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -109,7 +109,7 @@ def latency(
 
     from t1_edge.build import Build
     from t1_edge.cache import find_build
-    from t1_edge.engines.select import usable_formats
+    from t1_edge.engines.opening import usable_formats
     from t1_edge_bench.latency import latency as measure
 
     engines = usable_formats(Build(find_build(build))) if engine == "auto" else [engine]

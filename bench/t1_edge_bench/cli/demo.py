@@ -17,7 +17,7 @@ def demo(fresh: bool, as_json: bool) -> None:
     """
     import msgspec
 
-    from t1_edge.engines.select import installed_formats
+    from t1_edge.engines.opening import installed_formats
     from t1_edge_bench import demo as path
     from t1_edge_bench.pydoc import passages
     from t1_edge_export.cli.pull import model_build

@@ -230,9 +230,9 @@ def _show(plan: "Plan", as_json: bool) -> None:
     for name, size in plan.files.items():
         click.echo(f"{name:<20}{in_gigabytes(size):>10}")
     click.echo(f"disk: {in_gigabytes(plan.disk)} of {in_gigabytes(plan.free_disk)} that are free")
-    free = "" if plan.free_memory is None else f"; {in_gigabytes(plan.free_memory)} are free"
     click.echo(
         f"memory: {in_gigabytes(plan.memory)} to write, then about "
-        f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies{free}"
+        f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies; "
+        f"{in_gigabytes(plan.free_memory)} are free"
     )
     click.echo(f"time: about {plan.seconds:.0f} s to write, and to verify on top of that")

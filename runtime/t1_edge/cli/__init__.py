@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "export": "t1_edge_export.cli.export",
     "verify": "t1_edge.cli.verify",
     "info": "t1_edge.cli.info",
+    "doctor": "t1_edge.cli.doctor",
     "encode": "t1_edge.cli.encode",
     "bench": "t1_edge_bench.cli.bench",
     "demo": "t1_edge_bench.cli.demo",

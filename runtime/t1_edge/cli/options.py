@@ -28,11 +28,12 @@ device = click.option(
     type=click.Choice(["auto", "cpu", "cuda", "metal"]),
     default="auto",
     show_default=True,
-    help="Where to run it; a device that cannot run is an error, and so far only the CPU can.",
+    help="Where to run it; a device that cannot run is an error. auto: CUDA, Metal or CPU, the "
+    "first that runs.",
 )
 threads = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="CPU threads.  [default: those the process may use]",
+    help="CPU threads.  [default: OMP_NUM_THREADS, or one a core]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Put data alone on stdout, as JSON.")

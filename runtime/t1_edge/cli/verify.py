@@ -16,7 +16,8 @@ def verify(build: str, threads: int | None, as_json: bool) -> None:
 
     from t1_edge.build import Build
     from t1_edge.cache import find_build
-    from t1_edge.engines.select import installed_formats, open_engine
+    from t1_edge.engines.opening import installed_formats
+    from t1_edge.engines.select import open_engine
     from t1_edge.golden import check
 
     opened = Build(find_build(build))

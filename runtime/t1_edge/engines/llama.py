@@ -18,12 +18,13 @@ from t1_edge.engines.rows import Rows, check_start
 
 
 class LlamaEngine:
-    """A build's GGUF on the CPU. See `t1_edge.engines.base.Engine`.
+    """A build's GGUF. See `t1_edge.engines.base.Engine`.
 
     Args:
         model: A build's model.gguf.
         decoder: The shape that the manifest gives.
         threads: CPU threads.
+        device: "cpu", or a GPU that llama.cpp was compiled for and finds: "cuda", "metal".
         exact: Keep the cache and attend in float32, at half the speed: what float builds are for.
             Otherwise both are float16, as llama.cpp has them by itself.
 
@@ -34,12 +35,20 @@ class LlamaEngine:
     batch_tokens = 1024  # every row's attention scans the whole shared cache
     batch_rows = MOST_ROWS
 
-    def __init__(self, model: Path, decoder: Decoder, *, threads: int, exact: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path,
+        decoder: Decoder,
+        *,
+        threads: int,
+        device: str = "cpu",
+        exact: bool = False,
+    ) -> None:
         self._decoder = decoder
-        self._context = Context(model, decoder, threads=threads, exact=exact)
+        self._context = Context(model, decoder, threads=threads, exact=exact, device=device)
         self._rows: Rows | None = None
         library = self._context.library
-        self.info = EngineInfo(engine="gguf", library=library, device="cpu", threads=threads)
+        self.info = EngineInfo(engine="gguf", library=library, device=device, threads=threads)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "LlamaSession":
         """Open a session over a batch of token rows; the one before must be closed."""

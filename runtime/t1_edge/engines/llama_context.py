@@ -4,6 +4,7 @@ Rows share one cache (`kv_unified`). With embeddings on, llama.cpp computes logi
 of a batch; so they are switched on for a decode that wants hidden states, and off again.
 """
 
+import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
+from t1_edge.engines.llama_devices import device_array
 from t1_edge.errors import EngineError
 
 MOST_ROWS: Final = 64
@@ -39,12 +41,15 @@ class Context:
         decoder: The shape that the manifest gives.
         threads: CPU threads.
         exact: Keep the cache and attend in float32, at half the speed.
+        device: "cpu", or a GPU's, which gets every block.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
     """
 
-    def __init__(self, model: Path, decoder: Decoder, *, threads: int, exact: bool) -> None:
+    def __init__(
+        self, model: Path, decoder: Decoder, *, threads: int, exact: bool, device: str = "cpu"
+    ) -> None:
         import llama_cpp
 
         self._api: Any = llama_cpp
@@ -55,7 +60,9 @@ class Context:
         self._cells = 0
         llama_log.collect(llama_cpp)
         parameters = self._api.llama_model_default_params()
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers = 0 if device == "cpu" else -1
+        devices = device_array(device)  # read while the model loads
+        parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
         if not self._model:
             raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")

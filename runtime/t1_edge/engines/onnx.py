@@ -1,4 +1,4 @@
-"""ONNX Runtime, driving a build's model.onnx. The graph is described in docs/build-format.md.
+"""ONNX Runtime, driving a build's graph for a device. Graphs are described in docs/build-format.md.
 
 Rows are padded on the right, and the attention takes each row's true length; padding on the left
 would silently give wrong vectors. Past and present are bound to one preallocated buffer, so a step
@@ -9,18 +9,23 @@ On some processors (AVX2 without VNNI) one row is multiplied by other kernels th
 sums are rounded otherwise, and activations of 8 bits make much of little. Where a probe at load
 shows that, a single row steps beside a twin of padding, so that a query alone thinks what it thinks
 in a batch.
+
+What ONNX Runtime cannot run on a device it gives to the CPU, and says nothing. So it is asked which
+node went where, and a node that went elsewhere is an error.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from t1_edge.build import Decoder
+from t1_edge.build import CUDA_GRAPH, ONNX_GRAPH, Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.rows import Rows, check_start
-from t1_edge.errors import EngineError
+from t1_edge.errors import DeviceError, EngineError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,55 +33,94 @@ if TYPE_CHECKING:
 _PAD: Final = 0  # any token will do: no real token attends to padding
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A device, as ONNX Runtime knows it.
+
+    Attributes:
+        device: As t1-edge names it.
+        provider: What runs the graph there.
+        memory: Where its KV cache lies.
+        graph: The build's file for it.
+        cache: Type of the KV cache, which is that of the graph's activations.
+    """
+
+    device: str
+    provider: str
+    memory: str
+    graph: str
+    cache: "np.dtype[np.floating[Any]]"
+
+
+PLACES: Final = {
+    "cpu": Place(
+        device="cpu",
+        provider="CPUExecutionProvider",
+        memory="cpu",
+        graph=ONNX_GRAPH,
+        cache=np.dtype(np.float32),
+    ),
+    "cuda": Place(
+        device="cuda",
+        provider="CUDAExecutionProvider",
+        memory="cuda",
+        graph=CUDA_GRAPH,
+        cache=np.dtype(np.float16),
+    ),
+}
+"""By device."""
+
+
 class OnnxEngine:
-    """A build's ONNX graph on the CPU. See `t1_edge.engines.base.Engine`.
+    """A build's ONNX graph for a device. See `t1_edge.engines.base.Engine`.
 
     Args:
-        model: A build's model.onnx; its weights.bin lies beside it.
+        directory: Where the graph is, beside its weights.bin.
         decoder: The shape that the manifest gives.
         threads: CPU threads.
+        place: Where it runs.
 
     Attributes:
         twin: Whether a single row steps beside a row of padding; what a probe at load found.
 
     Raises:
+        DeviceError: If ONNX Runtime would run a part of the graph elsewhere.
         EngineError: If ONNX Runtime refuses the graph.
     """
 
     batch_tokens = 4096
     batch_rows = 64
 
-    def __init__(self, model: Path, decoder: Decoder, *, threads: int) -> None:
+    def __init__(
+        self, directory: Path, decoder: Decoder, *, threads: int, place: Place = PLACES["cpu"]
+    ) -> None:
         import onnxruntime
 
         self._decoder = decoder
+        self._place = place
         self._rows: Rows | None = None
         self._session: onnxruntime.InferenceSession | None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
-        except Exception as e:  # the bindings raise one class an error code, without a base
-            raise EngineError(f"ONNX Runtime cannot open {model}: {e}") from e
+        self._session = _open(directory / place.graph, threads, place)
         library = f"onnxruntime {onnxruntime.__version__}"
-        self.info = EngineInfo(engine="onnx", library=library, device="cpu", threads=threads)
-        self.twin = not np.array_equal(self._probe(twin=False), self._probe(twin=True))
+        self.info = EngineInfo(engine="onnx", library=library, device=place.device, threads=threads)
+        self.twin = place.memory == "cpu" and self._differs_alone()
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._session is None)
         shape = self._decoder
         self._rows = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
-        return OnnxSession(self._session, shape, self._rows, twin=self.twin)
+        return OnnxSession(self._session, shape, self._rows, self._place, twin=self.twin)
+
+    def _differs_alone(self) -> bool:
+        """Whether a row's numbers are others beside a twin."""
+        return not np.array_equal(self._probe(twin=False), self._probe(twin=True))
 
     def _probe(self, *, twin: bool) -> Float32Array:
         """A hidden state that comes out of one-token steps of a single row."""
         decoder = self._decoder
         row = Rows([[1, 2, 3]], room=3, vocabulary=decoder.vocabulary, context=decoder.context)
-        with OnnxSession(self._session, decoder, row, twin=twin) as session:
+        with OnnxSession(self._session, decoder, row, self._place, twin=twin) as session:
             session.logits()
             session.append({0: 1})
             session.logits()
@@ -95,6 +139,7 @@ class OnnxSession:
         session: "onnxruntime.InferenceSession",
         decoder: Decoder,
         rows: Rows,
+        place: Place,
         *,
         twin: bool,
     ) -> None:
@@ -103,9 +148,10 @@ class OnnxSession:
         self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
         self._twin = twin and len(rows) == 1
         # A full row that has nothing to do in a step runs padding behind its end.
-        caches = _allocate(decoder, len(rows) + self._twin, rows.longest + 1)
+        caches = _allocate(decoder, len(rows) + self._twin, rows.longest + 1, place.cache)
         # The row alone is the first part of the same memory.
-        self._caches = {n: _bindable(caches, n) for n in (len(rows), len(rows) + self._twin)}
+        counts = (len(rows), len(rows) + self._twin)
+        self._caches = {n: _bindable(caches, n, place.memory) for n in counts}
 
     def append(self, tokens: Mapping[int, int]) -> None:
         """Note one more token for some rows."""
@@ -187,15 +233,54 @@ class OnnxSession:
         return np.asarray(binding.get_outputs()[-1].numpy()[: len(self._rows)], np.float32)
 
 
-def _allocate(decoder: Decoder, rows: int, capacity: int) -> dict[str, Float32Array]:
-    """Zeroed keys and values, float32 [rows, kv_heads, capacity, head_dim] each, by suffix."""
+def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSession":
+    """A session all of whose nodes run where they should."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=[place.provider])
+        parts = session.get_provider_graph_assignment_info()
+    except Exception as e:  # the bindings raise one class an error code, without a base
+        raise EngineError(f"ONNX Runtime cannot open {graph}: {e}") from e
+    strays = [node for part in parts if part.ep_name != place.provider for node in part.get_nodes()]
+    if strays:
+        raise DeviceError(
+            f"ONNX Runtime would run {len(strays)} nodes of {graph} outside of {place.device}, "
+            f"the first is {strays[0].name} ({strays[0].op_type}): {_instead_of(place.provider)}"
+        )
+    return session
+
+
+def _instead_of(provider: str) -> str:
+    """Why a provider may not have run."""
+    import onnxruntime
+
+    if provider in onnxruntime.get_available_providers():
+        return f"{provider} could not be loaded, or has no kernels for them; see t1-edge doctor"
+    return f"this onnxruntime is a wheel without {provider}"
+
+
+def _allocate(
+    decoder: Decoder, rows: int, capacity: int, dtype: "np.dtype[np.floating[Any]]"
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Zeroed keys and values, [rows, kv_heads, capacity, head_dim] each, by suffix."""
     shape = (rows, decoder.kv_heads, capacity, decoder.head_dim)
     names = [f"{what}.{layer}" for layer in range(decoder.layers) for what in ("key", "value")]
-    return {name: np.zeros(shape, np.float32) for name in names}
+    return {name: np.zeros(shape, dtype) for name in names}
 
 
-def _bindable(caches: Mapping[str, Float32Array], rows: int) -> dict[str, "onnxruntime.OrtValue"]:
-    """The first rows of the caches, as values that share their memory."""
+def _bindable(
+    caches: Mapping[str, NDArray[np.floating[Any]]], rows: int, memory: str
+) -> dict[str, "onnxruntime.OrtValue"]:
+    """The first rows of the caches: on the CPU as values that share their memory."""
     from onnxruntime import OrtValue
 
-    return {name: OrtValue.ortvalue_from_numpy(cache[:rows]) for name, cache in caches.items()}
+    return {
+        name: OrtValue.ortvalue_from_numpy(cache[:rows], memory, 0)
+        for name, cache in caches.items()
+    }

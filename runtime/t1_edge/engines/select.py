@@ -1,23 +1,38 @@
 """Which engine drives a build, and on what. An asked-for device that cannot run is an error."""
 
-import os
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Final, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, Build, Decoder, Format
+from t1_edge.build import Build, Format
 from t1_edge.engines.base import Engine
-from t1_edge.errors import BuildError, DeviceError, EngineError, InputError, MissingExtraError
+from t1_edge.engines.devices import DEVICES, DeviceName, obstacle
+from t1_edge.engines.opening import load_library, open_format, usable_formats
+from t1_edge.engines.probe import has_run
+from t1_edge.engines.race import race
+from t1_edge.errors import BuildError, DeviceError, InputError
+from t1_edge.machine import available_threads
 
 EngineChoice = Literal["auto", "onnx", "gguf"]
 Device = Literal["auto", "cpu", "cuda", "metal"]
 
-_PACKAGES: Final[dict[Format, tuple[str, str, str]]] = {
-    "onnx": ("onnxruntime", "onnxruntime", "cpu"),
-    "gguf": ("llama_cpp", "llama-cpp-python", "gguf"),
-}
-"""Module, distribution and extra of each format's engine, the preferred one first."""
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An engine and a device for a build, and why these.
+
+    Attributes:
+        format: Whose engine.
+        device: Where it runs.
+        reason: Why, for people.
+        seconds: What the engines that could have run there took for the same work, where they
+            were measured.
+    """
+
+    format: Format
+    device: DeviceName
+    reason: str
+    seconds: dict[Format, float]
 
 
 def open_engine(
@@ -27,14 +42,13 @@ def open_engine(
     device: Device = "auto",
     threads: int | None = None,
 ) -> Engine:
-    """Open a build.
+    """Open a build with what `choose` chooses.
 
     Args:
         build: The build.
-        engine: Which format to drive; "auto" takes the first that the build holds and whose
-            library is installed.
-        device: "auto" and "cpu" run on the CPU; this version drives nothing else.
-        threads: CPU threads; those the process may use if None.
+        engine: Which format to drive.
+        device: Where to run it.
+        threads: CPU threads; those of `available_threads` if None.
 
     Raises:
         BuildError: If the build does not hold the format.
@@ -43,114 +57,103 @@ def open_engine(
         InputError: If there is no such engine or device, or the number of threads is below 1.
         MissingExtraError: If no library is installed that could drive the build.
     """
-    if device not in get_args(Device):
-        raise InputError(f"no device {device!r}; known are {', '.join(get_args(Device))}")
-    if engine not in get_args(EngineChoice):
-        raise InputError(f"no engine {engine!r}; known are {', '.join(get_args(EngineChoice))}")
-    if device not in ("auto", "cpu"):
-        raise DeviceError(f"device {device!r} cannot run: this version of t1-edge drives the CPU")
+    chosen = choose(build, engine=engine, device=device, threads=threads)
     manifest = build.manifest
     return open_format(
         build.path,
-        _choose(build, engine),
+        chosen.format,
         manifest.decoder,
         exact=manifest.profile == "float",
+        device=chosen.device,
         threads=threads,
     )
 
 
-def open_format(
-    directory: Path,
-    format: Format,
-    decoder: Decoder,
+def choose(
+    build: Build,
     *,
-    exact: bool,
+    engine: EngineChoice = "auto",
+    device: Device = "auto",
     threads: int | None = None,
-) -> Engine:
-    """Open one format's files, whether or not they are part of a build yet.
+    again: bool = False,
+) -> Choice:
+    """Choose an engine and a device for a build.
+
+    "auto" takes the first of CUDA, Metal and CPU on which something ran, and there the engine that
+    a short measurement found faster; it is made once for a build and machine.
 
     Args:
-        directory: Where the files are.
-        format: Which of them.
-        decoder: The shape of the model.
-        exact: Spend time on float32 wherever the engine would round: for float builds.
-        threads: CPU threads; those the process may use if None.
+        build: The build.
+        engine: Which format to drive; "auto" may take any whose library is installed.
+        device: Where to run it; "auto" may take any.
+        threads: CPU threads; those of `available_threads` if None.
+        again: Measure even if it was measured before.
 
     Raises:
-        EngineError: If the library cannot be loaded, or refuses the files.
-        InputError: If the number of threads is below 1.
-        MissingExtraError: If the library is not installed.
-    """
-    threads = available_threads() if threads is None else threads
-    if threads < 1:
-        raise InputError(f"an engine needs 1 thread or more, not {threads}")
-    _load_library(format)
-    if format == "onnx":
-        from t1_edge.engines.onnx import OnnxEngine
-
-        return OnnxEngine(directory / ONNX_GRAPH, decoder, threads=threads)
-    from t1_edge.engines.llama import LlamaEngine
-
-    return LlamaEngine(directory / GGUF_MODEL, decoder, threads=threads, exact=exact)
-
-
-def require(format: Format) -> None:
-    """Check that the library which drives a format is installed.
-
-    Raises:
-        MissingExtraError: If it is not.
-    """
-    module, distribution, extra = _PACKAGES[format]
-    if find_spec(module) is None:
-        raise MissingExtraError(distribution, extra)
-
-
-def _load_library(format: Format) -> None:
-    """Import a format's library: the first time may fail in many ways, later ones do not."""
-    require(format)
-    module, distribution, _ = _PACKAGES[format]
-    try:
-        import_module(module)
-    except Exception as e:  # a missing shared object, another processor's build, ...
-        raise EngineError(
-            f"{distribution} is installed but cannot be loaded: {e}; install it again"
-        ) from e
-
-
-def installed_engines() -> list[Format]:
-    """The formats whose library is installed, the preferred one first."""
-    return [format for format, (module, *_) in _PACKAGES.items() if find_spec(module) is not None]
-
-
-def installed_formats(build: Build) -> list[Format]:
-    """See `installed_engines`; of them those that a build has."""
-    return [format for format in installed_engines() if format in build.manifest.formats]
-
-
-def usable_formats(build: Build) -> list[Format]:
-    """See `installed_formats`; here at least one.
-
-    Raises:
+        BuildError: If the build does not hold the format.
+        DeviceError: If the device cannot run here; with each engine's reason.
+        EngineError: If a library cannot be loaded, or refuses the files.
+        InputError: If there is no such engine or device, or the number of threads is below 1.
         MissingExtraError: If no library is installed that could drive the build.
     """
-    found = installed_formats(build)
-    if not found:
-        _, distribution, extra = _PACKAGES[build.manifest.formats[0]]
-        raise MissingExtraError(distribution, extra)
-    return found
+    if device not in get_args(Device):
+        raise InputError(f"no device {device!r}; known are {', '.join(get_args(Device))}")
+    if engine not in get_args(EngineChoice):
+        raise InputError(f"no engine {engine!r}; known are {', '.join(get_args(EngineChoice))}")
+    threads = available_threads() if threads is None else threads
+    formats = _formats(build, engine)
+    for format in formats:
+        load_library(format)
+    at, able = _first_device(build, formats, device)
+    if len(able) == 1:
+        [only] = able
+        return Choice(format=only, device=at, reason=_why_only(build, engine, at), seconds={})
+    seconds = race(build, able, at, threads, again=again)
+    fastest = min(able, key=seconds.__getitem__)
+    figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
+    return Choice(
+        format=fastest, device=at, reason=f"the faster on {at}: {figures}", seconds=seconds
+    )
 
 
-def available_threads() -> int:
-    """CPU threads that this process may use: its affinity mask counts, a quota of time does not."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _choose(build: Build, engine: EngineChoice) -> Format:
+def _formats(build: Build, engine: EngineChoice) -> list[Format]:
+    """Those of a build that may be driven."""
     held = build.manifest.formats
+    if engine == "auto":
+        return usable_formats(build)
+    if engine not in held:
+        raise BuildError(f"{build.path} holds {', '.join(held)}, not {engine}: export it again")
+    return [engine]
+
+
+def _first_device(
+    build: Build, formats: Sequence[Format], device: Device
+) -> tuple[DeviceName, list[Format]]:
+    """The first device that is allowed and can run, and the formats that it can run."""
+    reasons: list[str] = []
+    for at in DEVICES if device == "auto" else (device,):
+        against = {format: _against(build, format, at) for format in formats}
+        able = [
+            format
+            for format, reason in against.items()
+            if reason is None and (device != "auto" or at == "cpu" or has_run(format, at))
+        ]
+        if able:
+            return at, able
+        reasons = [f"{format}: {reason}" for format, reason in against.items()]
+    raise DeviceError(f"{build.path} cannot run on {device}: {'; '.join(reasons)}")
+
+
+def _against(build: Build, format: Format, device: DeviceName) -> str | None:
+    """What keeps a build's format from a device here."""
+    if format == "onnx" and device == "cuda" and not build.has_cuda_graph:
+        return "the build has no graph for CUDA: export it again with --cuda"
+    return obstacle(format, device)
+
+
+def _why_only(build: Build, engine: EngineChoice, device: DeviceName) -> str:
     if engine != "auto":
-        if engine not in held:
-            raise BuildError(f"{build.path} holds {', '.join(held)}, not {engine}: export it again")
-        return engine
-    return usable_formats(build)[0]
+        return f"{engine} was asked for"
+    if len(build.manifest.formats) == 1:
+        return "the build holds no other format"
+    return f"of the engines that are installed, no other runs on {device}"

@@ -1,7 +1,6 @@
 """How fast this machine reads memory: the ceiling of thinking, which reads every weight a step."""
 
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -34,11 +33,3 @@ def _pass(pool: ThreadPoolExecutor, parts: list[NDArray[np.float32]]) -> float:
     began = time.perf_counter()
     list(pool.map(lambda part: part.dot(part), parts))
     return time.perf_counter() - began
-
-
-def peak_resident_bytes() -> int:
-    """Most memory that this process ever had resident, in bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

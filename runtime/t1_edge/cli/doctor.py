@@ -1,0 +1,69 @@
+"""`t1-edge doctor`: what runs here, and what stands in the way of the rest."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from t1_edge.cli import options
+from t1_edge.cli.output import put_json, say
+
+if TYPE_CHECKING:
+    from t1_edge.doctor import Report
+
+
+@click.command()
+@options.build_argument
+@options.as_json
+def doctor(build: str, as_json: bool) -> None:
+    """Say what this machine can run, found by running it.
+
+    A tiny build is run by every engine on every device; what "auto" takes for BUILD is measured
+    anew, and every file of the builds in the cache is read. Exit code 1 if nothing runs, or one of
+    those is damaged.
+    """
+    import msgspec
+
+    from t1_edge.doctor import examine
+
+    say("running a tiny build on every engine and device, and reading the cache's builds")
+    report = examine(build)
+    if as_json:
+        put_json(msgspec.to_builtins(report))
+    else:
+        for line in _lines(report):
+            click.echo(line)
+    if not report.healthy:
+        raise click.exceptions.Exit(1)
+
+
+def _lines(report: "Report") -> Iterator[str]:
+    yield "  ".join(f"{what} {version}" for what, version in report.versions.items())
+    machine = report.processor
+    yield (
+        f"processor  {machine.name}, {machine.architecture}, {machine.threads} threads for engines "
+        f"of {machine.logical} ({' '.join(machine.features)})"
+    )
+    yield (
+        f"memory     {report.total_memory / 2**30:.1f} GiB, {report.free_memory / 2**30:.1f} free; "
+        f"read at {report.read_bandwidth / 1e9:.1f} GB/s"
+    )
+    yield f"nvidia     {report.nvidia}"
+    for probe in report.probes:
+        where = f"{probe.format:<5}{probe.device:<6}"
+        if probe.ran:
+            yield f"{where}runs   {probe.library}, a tiny build in {probe.seconds:.2f} s"
+        else:
+            yield f"{where}no     {probe.reason}"
+    yield from _choice(report)
+    for build in report.builds:
+        state = build.problem or "every hash is right"
+        yield f"build      {build.name}, {build.size / 1e6:,.0f} MB: {state}"
+
+
+def _choice(report: "Report") -> Iterator[str]:
+    chosen = report.chosen
+    if chosen.format:
+        yield f"auto       {chosen.format} on {chosen.device} for {chosen.build}: {chosen.reason}"
+    else:
+        yield f"auto       nothing for {chosen.build}: {chosen.reason}"

@@ -1,0 +1,52 @@
+"""The cores of this process, which encoders take turns on: engines that spin together crawl."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from t1_edge.machine import usable_cores
+
+
+class Cores:
+    """Cores that are held for a while, first come, first served.
+
+    Args:
+        total: How many there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Wait until so many are free, and keep them from others.
+
+        Args:
+            count: How many; who asks for more than there are gets all.
+        """
+        count = min(count, self._total)
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= count)
+                self._free -= count
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += count
+                self._changed.notify_all()
+
+
+@cache
+def process_cores() -> Cores:
+    """Those of this process, which all its encoders share."""
+    return Cores(usable_cores())

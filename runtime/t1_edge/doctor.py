@@ -1,0 +1,146 @@
+"""What this machine and its libraries can run, found by running it."""
+
+import platform
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from t1_edge import __version__
+from t1_edge.bandwidth import read_bandwidth
+from t1_edge.build import Build, Format
+from t1_edge.cache import cached_builds, find_build
+from t1_edge.engines.devices import DEVICES, DeviceName
+from t1_edge.engines.nvidia import nvidia_driver
+from t1_edge.engines.probe import Probe, probe
+from t1_edge.engines.select import choose
+from t1_edge.errors import T1Error
+from t1_edge.machine import Processor, free_memory, processor, total_memory
+
+_FORMATS: Final[tuple[Format, ...]] = ("onnx", "gguf")
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """What "auto" takes for a build.
+
+    Attributes:
+        build: As it was asked for.
+        format: Whose engine; "" if none can run it.
+        device: Where; "" if nowhere.
+        reason: Why, or why not.
+        seconds: What engines took for the same work, measured now.
+    """
+
+    build: str
+    format: Format | str
+    device: DeviceName | str
+    reason: str
+    seconds: dict[Format, float]
+
+
+class KeptBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build in the cache.
+
+    Attributes:
+        name: Its directory's.
+        path: Where it is.
+        size: Bytes of all its files; 0 if they cannot be listed.
+        problem: What is wrong with it; "" if every file has its hash.
+    """
+
+    name: str
+    path: str
+    size: int
+    problem: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What `examine` found.
+
+    Attributes:
+        versions: Of t1-edge, Python and the system.
+        processor: The machine's.
+        total_memory: Bytes.
+        free_memory: Bytes that are free, or would be if asked for.
+        read_bandwidth: Bytes a second that the processor's threads read together, measured now:
+            the ceiling of thinking.
+        nvidia: What NVIDIA's driver says.
+        probes: For each format and device, whether a tiny build ran there.
+        chosen: What "auto" takes.
+        builds: In the cache.
+    """
+
+    versions: dict[str, str]
+    processor: Processor
+    total_memory: int
+    free_memory: int
+    read_bandwidth: float
+    nvidia: str
+    probes: list[Probe]
+    chosen: Chosen
+    builds: list[KeptBuild]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether something runs, and no build in the cache is damaged."""
+        return any(probe.ran for probe in self.probes) and not any(
+            build.problem for build in self.builds
+        )
+
+
+def examine(build: str) -> Report:
+    """Look at this machine; takes some seconds, and more for large builds, whose files are read.
+
+    Args:
+        build: Name or path of the build that "auto" is asked about; it may be missing.
+
+    Raises:
+        InputError: If `OMP_NUM_THREADS` is not a number.
+    """
+    machine = processor()
+    return Report(
+        versions={
+            "t1-edge": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
+        processor=machine,
+        total_memory=total_memory(),
+        free_memory=free_memory(),
+        read_bandwidth=read_bandwidth(machine.threads),
+        nvidia=_nvidia(),
+        probes=[probe(format, device) for device in DEVICES for format in _FORMATS],
+        chosen=_chosen(build),
+        builds=[_kept(path) for path in cached_builds()],
+    )
+
+
+def _nvidia() -> str:
+    driver = nvidia_driver()
+    cuda = ".".join(map(str, driver.cuda))
+    return driver.missing or f"{driver.devices} GPUs, the driver gives CUDA {cuda}"
+
+
+def _chosen(build: str) -> Chosen:
+    try:
+        found = choose(Build(find_build(build)), again=True)
+    except T1Error as e:
+        return Chosen(build=build, format="", device="", reason=str(e), seconds={})
+    return Chosen(
+        build=build,
+        format=found.format,
+        device=found.device,
+        reason=found.reason,
+        seconds=found.seconds,
+    )
+
+
+def _kept(path: Path) -> KeptBuild:
+    size, problem = 0, ""
+    try:
+        build = Build(path)
+        size = sum(entry.size for entry in build.manifest.files.values())
+        build.check_hashes()
+    except T1Error as e:
+        problem = str(e)
+    return KeptBuild(name=path.name, path=str(path), size=size, problem=problem)

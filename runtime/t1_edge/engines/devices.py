@@ -1,0 +1,114 @@
+"""Which devices an engine's library could run on here, and what stands in the way of the others.
+
+Nothing is run: what is found here is what can be known before. Whether a device really runs is
+`t1_edge.engines.probe`'s.
+"""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Literal
+
+from t1_edge.build import Format
+from t1_edge.engines.llama_devices import devices_of
+from t1_edge.engines.nvidia import nvidia_driver
+from t1_edge.engines.onnx import PLACES
+
+DeviceName = Literal["cpu", "cuda", "metal"]
+
+DEVICES: Final[tuple[DeviceName, ...]] = ("cuda", "metal", "cpu")
+"""In the order in which "auto" takes them."""
+
+_GRAPH_NEEDS: Final = (1, 32)
+"""The first ONNX Runtime whose attention takes `query_seqlens`."""
+
+_COMPILE: Final = (
+    "compile it again with CMAKE_ARGS=-DGGML_{backend}=on pip install --force-reinstall "
+    "--no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python=={version}"
+)
+
+
+def obstacle(format: Format, device: DeviceName) -> str | None:
+    """Why a format's engine cannot run on a device here, with what to do; None if nothing is known.
+
+    The engine's library must be installed and loadable.
+    """
+    if device == "cpu":
+        return _both_wheels() if format == "onnx" else None
+    if format == "gguf":
+        return _llama_obstacle(device)
+    if device == "metal":
+        return "ONNX Runtime has no Metal: run the build's GGUF (t1-edge[gguf])"
+    return _both_wheels() or _onnx_cuda_obstacle()
+
+
+def _onnx_cuda_obstacle() -> str | None:
+    """What keeps ONNX Runtime from CUDA."""
+    import onnxruntime
+
+    found = onnxruntime.__version__
+    if PLACES["cuda"].provider not in onnxruntime.get_available_providers():
+        return (
+            f"onnxruntime {found} is a wheel without CUDA: pip uninstall onnxruntime, then "
+            "pip install 't1-edge[cuda]'"
+        )
+    if tuple(map(int, found.split(".")[:2])) < _GRAPH_NEEDS:
+        needed = ".".join(map(str, _GRAPH_NEEDS))
+        return f"onnxruntime {found} is too old for the graph: it needs {needed} (query_seqlens)"
+    return _driver_obstacle(_wheel_cuda())
+
+
+def _llama_obstacle(device: DeviceName) -> str | None:
+    """What keeps llama.cpp from a GPU."""
+    if device == "metal" and sys.platform != "darwin":
+        return "Metal is on Macs alone"
+    if devices_of(device):
+        return None
+    import llama_cpp
+
+    missing = _driver_obstacle(None) if device == "cuda" else None
+    if missing:
+        return missing
+    backend, found = device.upper(), llama_cpp.__version__
+    again = _COMPILE.format(backend=backend, version=found)
+    return f"llama-cpp-python {found} was compiled without {backend}: {again}"
+
+
+def _both_wheels() -> str | None:
+    """The two wheels of ONNX Runtime overwrite one another's files."""
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and have overwritten one another: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of t1-edge[cpu] and "
+            "t1-edge[cuda]"
+        )
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _wheel_cuda() -> int | None:
+    """Major version of CUDA that the wheel of ONNX Runtime is for; None if it does not say."""
+    from onnxruntime.capi import build_and_package_info
+
+    said = str(getattr(build_and_package_info, "cuda_version", ""))
+    major = said.partition(".")[0]
+    return int(major) if major.isdecimal() else None
+
+
+def _driver_obstacle(needed: int | None) -> str | None:
+    """What is wrong with NVIDIA's driver, if it must give this major version of CUDA."""
+    driver = nvidia_driver()
+    if driver.missing:
+        return driver.missing
+    if needed is not None and driver.cuda < (needed, 0):
+        gives = ".".join(map(str, driver.cuda))
+        return (
+            f"the NVIDIA driver gives CUDA {gives} and the onnxruntime wheel is for CUDA {needed}: "
+            "update the driver"
+        )
+    return None

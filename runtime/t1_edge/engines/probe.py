@@ -1,0 +1,136 @@
+"""Whether an engine really runs on a device: a tiny build that ships is opened and asked.
+
+Its golden vectors must come out, as any build's. A driver that is broken may take the process with
+it, so that the probe runs in one of its own:
+
+    python -m t1_edge.engines.probe FORMAT DEVICE
+
+The build is a random Llama of one block, made by recipes/probe.
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from t1_edge.build import Build, Format
+from t1_edge.cache import cache_dir
+from t1_edge.engines.devices import DeviceName, obstacle
+from t1_edge.engines.nvidia import nvidia_driver
+from t1_edge.engines.opening import library_of, open_format
+from t1_edge.errors import T1Error
+from t1_edge.golden import check
+
+PROBE_BUILD: Final = Path(__file__).parents[1] / "data" / "probe"
+
+_MODULE: Final = "t1_edge.engines.probe"
+_SECONDS: Final = 120
+"""After which a probe counts as hung: a first use of a GPU may compile kernels for a while."""
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of running a tiny build.
+
+    Attributes:
+        format: Whose engine.
+        device: Where.
+        ran: Whether its golden vectors came out.
+        library: The engine's library and its version; "" if it cannot be loaded.
+        seconds: From loading the library to the vectors, or to what stood in the way.
+        reason: Why it did not run, with what to do; "" if it did.
+    """
+
+    format: Format
+    device: DeviceName
+    ran: bool
+    library: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def probe(format: Format, device: DeviceName) -> Probe:
+    """Run the tiny build in a process of its own.
+
+    In a frozen app, whose interpreter is the app, it runs in this process.
+
+    Args:
+        format: Whose engine.
+        device: Where.
+    """
+    if getattr(sys, "frozen", False):
+        return _run(format, device)
+    command = [sys.executable, "-m", _MODULE, format, device]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"it had not ended after {_SECONDS} s"
+        return Probe(format=format, device=device, ran=False, reason=reason)
+    try:
+        return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Probe)
+    except msgspec.MsgspecError:
+        last = done.stderr.strip()[-300:] or "it said nothing"
+        reason = f"the process that tried ended with code {done.returncode}: {last}"
+        return Probe(format=format, device=device, ran=False, reason=reason)
+
+
+def has_run(format: Format, device: DeviceName) -> bool:
+    """Whether the tiny build ran on a device, once for each library and driver.
+
+    That it did is kept in the cache; that it did not is tried again.
+
+    Args:
+        format: Whose engine; its library is installed.
+        device: Where.
+    """
+    driver = nvidia_driver().cuda if device == "cuda" else ()
+    name = f"{device} {'.'.join(map(str, driver))} {library_of(format)}".replace(" ", "-")
+    mark = cache_dir() / "probed" / name
+    if mark.exists():
+        return True
+    found = probe(format, device)
+    if found.ran:
+        with contextlib.suppress(OSError):  # or else it is tried again
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(f"{found.seconds:.3f}\n", encoding="utf-8")
+    return found.ran
+
+
+def _run(format: Format, device: DeviceName) -> Probe:
+    """Run the tiny build in this process."""
+    began = time.monotonic()
+    try:
+        library, reason = library_of(format), obstacle(format, device)
+        if reason is None:
+            _check_tiny(format, device)
+    except T1Error as e:
+        library, reason = "", str(e)
+    return Probe(
+        format=format,
+        device=device,
+        ran=reason is None,
+        library=library,
+        seconds=time.monotonic() - began,
+        reason=reason or "",
+    )
+
+
+def _check_tiny(format: Format, device: DeviceName) -> None:
+    """Have the tiny build's golden vectors come out."""
+    build = Build(PROBE_BUILD)
+    decoder = build.manifest.decoder
+    with closing(
+        open_format(build.path, format, decoder, exact=False, device=device, threads=1)
+    ) as engine:
+        check(build, engine)
+
+
+if __name__ == "__main__":
+    asked = msgspec.convert(sys.argv[1:], tuple[Format, DeviceName])
+    sys.stdout.write(msgspec.json.encode(_run(*asked)).decode() + "\n")

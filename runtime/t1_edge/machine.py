@@ -1,0 +1,131 @@
+"""The machine: its processor, its memory, and how many threads are right for it."""
+
+import os
+import platform
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import psutil
+
+from t1_edge.errors import InputError
+
+THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+
+_CPUS: Final = Path("/sys/devices/system/cpu")
+_QUOTAS: Final = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """A processor, as far as it concerns the product of matrices.
+
+    Attributes:
+        name: As its maker spells it; "" where the system does not say.
+        architecture: "x86_64", "arm64", ...
+        features: Groups of vector instructions that it has, as numpy names them.
+        logical: Processors that the system schedules.
+        threads: Of them, what engines take by default; see `available_threads`.
+    """
+
+    name: str
+    architecture: str
+    features: tuple[str, ...]
+    logical: int
+    threads: int
+
+
+def processor() -> Processor:
+    """The processor of this machine.
+
+    Raises:
+        InputError: If `OMP_NUM_THREADS` is not a number.
+    """
+    found = np.show_config(mode="dicts")["SIMD Extensions"]
+    return Processor(
+        name=_processor_name(),
+        architecture=platform.machine(),
+        features=(*found["baseline"], *found["found"]),
+        logical=os.cpu_count() or 1,
+        threads=available_threads(),
+    )
+
+
+def available_threads() -> int:
+    """CPU threads that engines take by default.
+
+    `OMP_NUM_THREADS` where it is set; else one for each of `usable_cores`: a second on a core would
+    wait for the first's multipliers, and beyond a container's quota of time all stand still.
+
+    Raises:
+        InputError: If `OMP_NUM_THREADS` is not a number, or below 1.
+    """
+    asked = os.environ.get(THREADS_VARIABLE)
+    if asked:
+        first = asked.split(",")[0].strip()  # of nested levels, the outermost
+        if not first.isdecimal() or int(first) < 1:
+            raise InputError(f"{THREADS_VARIABLE} is {asked!r}: give a number of threads, or none")
+        return int(first)
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity mask counts, and a container's quota."""
+    return max(1, min(_cores(), _quota()))
+
+
+def free_memory() -> int:
+    """Bytes that a process may take before others are swapped out."""
+    return int(psutil.virtual_memory().available)
+
+
+def total_memory() -> int:
+    """Bytes of memory."""
+    return int(psutil.virtual_memory().total)
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process ever had resident, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cores() -> int:
+    """Cores among the logical processors that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        return psutil.cpu_count(logical=False) or 1
+    allowed = os.sched_getaffinity(0)
+    return len({_siblings(logical) for logical in allowed})
+
+
+def _siblings(logical: int) -> str:
+    """The logical processors of one core, as Linux lists them; by itself where it does not."""
+    with suppress(OSError):
+        return (_CPUS / f"cpu{logical}/topology/thread_siblings_list").read_text().strip()
+    return str(logical)
+
+
+def _quota() -> int:
+    """Whole processors' time that a container may use; very many without a quota."""
+    for path in _QUOTAS:
+        with suppress(OSError, ValueError):
+            numbers = path.read_text().split()
+            if len(numbers) == 1:  # cgroup v1 has the period in a file of its own
+                numbers.append(path.with_name("cpu.cfs_period_us").read_text())
+            quota, period = (int(number) for number in numbers)  # "max" is no number: no quota
+            if quota > 0:
+                return -(-quota // period)
+    return sys.maxsize
+
+
+def _processor_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

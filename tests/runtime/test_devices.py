@@ -1,0 +1,288 @@
+"""Devices: what stands in their way, what ran, what is taken, and that nothing falls back."""
+
+import json
+import shutil
+from collections.abc import Callable
+from ctypes import c_int
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from t1_edge.build import Build, Format
+from t1_edge.cli import main
+from t1_edge.encoder import Encoder
+from t1_edge.engines import devices, llama_devices, nvidia, opening, probe, race, select
+from t1_edge.engines.llama import LlamaEngine
+from t1_edge.engines.nvidia import Driver
+from t1_edge.engines.onnx import PLACES, OnnxEngine
+from t1_edge.engines.probe import PROBE_BUILD, Probe
+from t1_edge.errors import DeviceError, EngineError
+from t1_edge.golden import check
+
+FORMATS: tuple[Format, ...] = ("onnx", "gguf")
+
+
+class RecordedDriver:
+    """libcuda, as it answers on some machine."""
+
+    def __init__(self, *, version: int, init: int = 0, devices: int = 1) -> None:
+        self._version, self._init, self._devices = version, init, devices
+
+    def cuDriverGetVersion(self, out: Any) -> int:
+        out._obj.value = self._version
+        return 0
+
+    def cuInit(self, flags: int) -> int:
+        return self._init
+
+    def cuDeviceGetCount(self, out: Any) -> int:
+        assert isinstance(out._obj, c_int)
+        out._obj.value = self._devices
+        return 0
+
+
+def test_a_driver_says_what_it_has() -> None:
+    found = nvidia.ask(RecordedDriver(version=12080, devices=2))
+    assert found == Driver(missing="", cuda=(12, 8), devices=2)
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (RecordedDriver(version=12080, init=999), "cuInit gives 999"),
+        (RecordedDriver(version=13000, devices=0), "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_a_driver_without_a_gpu_says_why(driver: RecordedDriver, reason: str) -> None:
+    assert reason in nvidia.ask(driver).missing
+
+
+def _wheel(folder: Path, name: str) -> None:
+    """What pip leaves of a distribution that it has installed."""
+    info = folder / f"{name.replace('-', '_')}-1.32.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.32.0\n")
+
+
+def test_both_wheels_of_onnx_runtime_are_refused_even_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_build: Callable[..., Build]
+) -> None:
+    _wheel(tmp_path, "onnxruntime-gpu")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    build = tiny_build("llama", "portable")
+    for device in ("cpu", "cuda"):
+        with pytest.raises(DeviceError, match=r"both installed .* pip uninstall"):
+            select.open_engine(build, engine="onnx", device=device)
+
+
+@pytest.fixture
+def cuda_wheel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes ONNX Runtime look like a wheel for CUDA: cuda_wheel(driver, version, cuda)."""
+
+    def make(driver: Driver, version: str = "1.32.0", cuda: str = "13.0") -> None:
+        import onnxruntime
+        from onnxruntime.capi import build_and_package_info
+
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+        monkeypatch.setattr(onnxruntime, "__version__", version)
+        monkeypatch.setattr(build_and_package_info, "cuda_version", cuda, raising=False)
+        monkeypatch.setattr(devices, "nvidia_driver", lambda: driver)
+
+    return make
+
+
+GPU = Driver(missing="", cuda=(13, 0), devices=1)
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "reason"),
+    [
+        (Driver(missing="there is no NVIDIA driver"), "1.32.0", "no NVIDIA driver"),
+        (replace(GPU, cuda=(12, 8)), "1.32.0", "gives CUDA 12.8 and the .* is for CUDA 13"),
+        (GPU, "1.31.1", "needs 1.32"),
+    ],
+)
+def test_cuda_that_cannot_run_says_why(
+    tiny_build: Callable[..., Build],
+    cuda_wheel: Callable[..., None],
+    driver: Driver,
+    version: str,
+    reason: str,
+) -> None:
+    cuda_wheel(driver, version)
+    with pytest.raises(DeviceError, match=reason):
+        select.open_engine(tiny_build("llama", "portable"), engine="onnx", device="cuda")
+
+
+def test_nothing_stands_in_the_way_of_a_wheel_that_fits(cuda_wheel: Callable[..., None]) -> None:
+    cuda_wheel(GPU)
+    assert devices.obstacle("onnx", "cuda") is None
+    cuda_wheel(GPU, cuda="")  # a wheel of somebody's own, which does not say
+    assert devices.obstacle("onnx", "cuda") is None
+
+
+@pytest.mark.skipif(not nvidia.nvidia_driver().missing, reason="a GPU is here")
+def test_the_wheels_here_are_for_the_cpu(tiny_build: Callable[..., Build]) -> None:
+    build = tiny_build("llama", "portable")
+    with pytest.raises(DeviceError, match=r"onnx: .* without CUDA.*; gguf: .*") as found:
+        select.open_engine(build, device="cuda")
+    assert "pip install" in str(found.value)
+    with pytest.raises(DeviceError, match=r"no Metal.*; gguf: "):
+        select.open_engine(build, device="metal")
+
+
+def test_a_build_without_a_graph_for_cuda_says_so(
+    tiny_build: Callable[..., Build], cuda_wheel: Callable[..., None]
+) -> None:
+    cuda_wheel(GPU)
+    with pytest.raises(DeviceError, match="no graph for CUDA: export it again with --cuda"):
+        select.open_engine(tiny_build("llama", "float"), engine="onnx", device="cuda")
+
+
+def test_llama_without_a_gpu_says_how_to_compile_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "nvidia_driver", lambda: GPU)
+    assert "-DGGML_CUDA=on" in (devices.obstacle("gguf", "cuda") or "")
+
+
+def test_llama_uses_no_device_but_those_that_were_asked_for() -> None:
+    found = llama_devices.llama_devices()
+    assert [device for device in found if device.backend == "CPU"]
+    assert list(llama_devices.device_array("cpu")) == [None]
+
+
+def test_nodes_that_run_elsewhere_are_an_error(tiny_build: Callable[..., Build]) -> None:
+    """ONNX Runtime warns, and gives the whole graph to the CPU."""
+    build = tiny_build("llama", "portable")
+    with (
+        pytest.warns(UserWarning, match="not in available provider"),
+        pytest.raises(DeviceError, match=r"run \d+ nodes of .* outside of cuda, .* embedded"),
+    ):
+        OnnxEngine(build.path, build.manifest.decoder, threads=1, place=PLACES["cuda"])
+
+
+def test_the_cuda_engine_gives_a_builds_golden_vectors(tiny_build: Callable[..., Build]) -> None:
+    build = tiny_build("qwen3", "portable")
+    place = replace(PLACES["cuda"], provider="CPUExecutionProvider", memory="cpu")
+    engine = OnnxEngine(build.path, build.manifest.decoder, threads=1, place=place)
+    assert engine.info.device == "cuda"
+    check(build, engine)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_tiny_build_runs_here(format: Format, own_cache: Path) -> None:
+    Build(PROBE_BUILD).check_hashes()
+    found = probe.probe(format, "cpu")
+    assert found.ran, found.reason
+    assert found.library
+    assert probe.has_run(format, "cpu")
+    assert list((own_cache / "probed").iterdir())
+
+
+def test_a_probe_that_dies_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_MODULE", "json.nothing")
+    found = probe.probe("onnx", "cpu")
+    assert not found.ran
+    assert "ended with code 1" in found.reason
+    assert "json" in found.reason
+
+
+def test_a_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_SECONDS", 0.01)
+    assert "had not ended" in probe.probe("gguf", "cpu").reason
+
+
+def test_auto_takes_what_ran_first(
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    build = tiny_build("llama", "portable")
+    monkeypatch.setattr(select, "obstacle", lambda format, device: None)
+    ran = {("gguf", "metal"), ("onnx", "cuda"), ("gguf", "cuda")}
+    monkeypatch.setattr(select, "has_run", lambda format, device: (format, device) in ran)
+    monkeypatch.setattr(select, "race", lambda *_, **__: {"onnx": 2.0, "gguf": 1.0})
+    assert select.choose(build).device == "cuda"
+    assert select.choose(build).format == "gguf"
+    ran -= {("onnx", "cuda"), ("gguf", "cuda")}
+    found = select.choose(build)
+    assert (found.format, found.device) == ("gguf", "metal")
+    assert "no other runs on metal" in found.reason
+    ran.clear()
+    assert select.choose(build).device == "cpu"
+
+
+def test_the_race_is_run_once(
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    build = tiny_build("llama", "portable")
+    seconds = race.race(build, FORMATS, "cpu", 1)
+    assert set(seconds) == set(FORMATS)
+    assert min(seconds.values()) > 0
+    monkeypatch.setattr(race, "_time", lambda *_: 5.0)
+    assert race.race(build, FORMATS, "cpu", 1) == seconds
+    assert race.race(build, FORMATS, "cpu", 1, again=True) == {"onnx": 5.0, "gguf": 5.0}
+    assert race.race(build, FORMATS, "cpu", 2) == {"onnx": 5.0, "gguf": 5.0}
+
+
+def test_the_faster_engine_is_opened(
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    build = tiny_build("llama", "portable")
+    for fastest, slowest in (FORMATS, FORMATS[::-1]):
+        seconds = {fastest: 0.1, slowest: 0.2}
+        monkeypatch.setattr(select, "race", lambda *_, seconds=seconds, **__: seconds)
+        with Encoder.load(build.path, threads=1) as encoder:
+            assert encoder.info.engine == fastest
+
+
+def test_a_library_that_is_no_longer_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(opening, "import_module", broken)
+    with pytest.raises(EngineError, match=r"cannot be loaded: libgomp.*install it again"):
+        opening.library_of("gguf")
+
+
+def test_the_llama_engine_says_where_it_ran(tiny_build: Callable[..., Build]) -> None:
+    build = tiny_build("llama", "portable")
+    engine = LlamaEngine(build.file("model.gguf"), build.manifest.decoder, threads=1)
+    assert engine.info.device == "cpu"
+    engine.close()
+
+
+@pytest.fixture
+def kept(tiny_build: Callable[..., Build], own_cache: Path) -> Path:
+    """A build in the cache."""
+    path = own_cache / "builds" / "kept"
+    shutil.copytree(tiny_build("llama", "portable").path, path)
+    return path
+
+
+def test_doctor_says_what_runs(kept: Path) -> None:
+    found = CliRunner().invoke(main, ["doctor", "kept", "--json"])
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    probes = msgspec.convert(report["probes"], list[Probe])
+    assert {(one.format, one.device) for one in probes if one.ran} == {(f, "cpu") for f in FORMATS}
+    assert all(one.reason for one in probes if not one.ran)
+    assert report["chosen"]["device"] == "cpu"
+    assert set(report["chosen"]["seconds"]) == set(FORMATS)
+    assert [build["problem"] for build in report["builds"]] == [""]
+    plain = CliRunner().invoke(main, ["doctor", "kept"])
+    assert "onnx cpu   runs" in plain.stdout
+    assert "every hash is right" in plain.stdout
+
+
+def test_doctor_finds_damage(kept: Path) -> None:
+    weights = kept / "weights.bin"
+    raw = bytearray(weights.read_bytes())
+    raw[100] ^= 1
+    weights.write_bytes(raw)
+    found = CliRunner().invoke(main, ["doctor", "nothing-here"])
+    assert found.exit_code == 1
+    assert "weights.bin is damaged" in found.stdout
+    assert "auto       nothing for nothing-here" in found.stdout
