@@ -55,7 +55,7 @@ def document_vectors(
 
 def _path(encoder: Encoder, dataset: Dataset) -> Path:
     """Keyed by all that a vector depends on, and by the engine, whose rounding is its own."""
-    info = encoder.info
+    info = encoder.documents_info
     key = "\0".join([encoder.fingerprint, info.library, info.device, dataset.digest()])
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return cache_dir() / "vectors" / f"{dataset.name}-{name}.npy"

@@ -7,7 +7,15 @@ from typing import Final
 
 import numpy as np
 
-from t1_edge.build import GGUF_MODEL, ONNX_WEIGHTS, Decoder, Format, Profile
+from t1_edge.build import (
+    DOCUMENTS_GRAPH,
+    DOCUMENTS_WEIGHTS,
+    GGUF_MODEL,
+    ONNX_WEIGHTS,
+    Decoder,
+    Format,
+    Profile,
+)
 from t1_edge.errors import CheckpointError, ExportError, MissingExtraError
 from t1_edge_export.checkpoint import Weights
 from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
@@ -103,6 +111,21 @@ def check_cuda(formats: Collection[Format], profile: Profile) -> None:
         )
 
 
+def check_documents(formats: Collection[Format], profile: Profile) -> None:
+    """Whether a graph for documents can be written beside what these formats hold.
+
+    Raises:
+        ExportError: If not.
+    """
+    if "onnx" not in formats:
+        raise ExportError("the graph for documents stands beside ONNX's: ask for the format onnx")
+    if profile == "float":
+        raise ExportError(
+            "the graph for documents rounds to 8 bits, and the profile float rounds nothing: use "
+            "--profile portable, or leave --documents out"
+        )
+
+
 def open_container(
     format: Format,
     directory: Path,
@@ -164,6 +187,7 @@ def file_sizes(
     metadata: bytes,
     *,
     cuda: bool = False,
+    documents: bool = False,
 ) -> dict[str, int]:
     """Bytes of a format's files, by name.
 
@@ -173,8 +197,14 @@ def file_sizes(
         encodings: Block format by tensor name.
         metadata: What stands before the tensors of a GGUF; as long as it will be.
         cuda: With ONNX's graph for CUDA.
+        documents: With ONNX's graph for documents, and its weights.
     """
     if format == "onnx":
+        from t1_edge_export.onnx_documents import (
+            documents_graph,
+            documents_size,
+            lay_out_documents,
+        )
         from t1_edge_export.onnx_graph import GraphWriter
         from t1_edge_export.onnx_layout import lay_out
         from t1_edge_export.onnx_writer import graphs
@@ -189,7 +219,12 @@ def file_sizes(
             name: GraphWriter(decoder, matrices, norms, activations).model().ByteSize()
             for name, activations in graphs(cuda).items()
         }
-        return sizes | {ONNX_WEIGHTS: max(m.end for m in matrices.values())}
+        sizes[ONNX_WEIGHTS] = max(matrix.end for matrix in matrices.values())
+        if documents:
+            places = lay_out_documents(decoder, encodings)
+            sizes[DOCUMENTS_GRAPH] = len(documents_graph(decoder, places, norms))
+            sizes[DOCUMENTS_WEIGHTS] = documents_size(places)
+        return sizes
     from t1_edge_export.gguf_writer import lay_out_gguf
 
     return {GGUF_MODEL: lay_out_gguf(decoder, encodings, metadata).size}

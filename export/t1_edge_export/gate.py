@@ -4,6 +4,7 @@ The bounds and the measurements behind them are in docs/build-format.md.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,7 +24,9 @@ from t1_edge.build import (
     Verification,
 )
 from t1_edge.engines.base import Float32Array
+from t1_edge.engines.opening import open_documents
 from t1_edge.errors import GateError
+from t1_edge.golden import run_rows
 from t1_edge.vectors import cosines
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.tokenizer_parity import differing_texts
@@ -67,6 +70,7 @@ def measure(
     truth: Answers,
     profile: Profile,
     *,
+    documents: bool = False,
     scratch: Path,
 ) -> Measured:
     """Run the fresh files of each format.
@@ -78,6 +82,7 @@ def measure(
         trial: What to ask them.
         truth: The float reference's answers.
         profile: Whose bounds apply.
+        documents: Whether there is a graph for documents.
         scratch: A directory for what processes tell each other.
 
     Raises:
@@ -97,6 +102,7 @@ def measure(
         bounds=bounds,
         engines={format: _figures(truth, found, bounds) for format, found in answers.items()},
         cross_engine_min=_cross([found.vectors for found in answers.values()]),
+        documents_min=_documents(directory, decoder, trial, answers) if documents else None,
     )
     worst = {format: _worst_texts(trial, truth, found) for format, found in answers.items()}
     return Measured(verification=verification, worst_texts=worst)
@@ -127,6 +133,10 @@ def misses(verification: Verification) -> list[Miss]:
     if cross is not None and not cross >= bounds.cross_min:
         what = f"worst cosine between the engines {cross:.4f}"
         found.append(Miss(None, f"{what}, must be {bounds.cross_min}"))
+    read = verification.documents_min
+    if read is not None and not read >= bounds.cross_min:
+        what = f"worst cosine between the graphs for documents and for everything {read:.4f}"
+        found.append(Miss("onnx", f"{what}, must be {bounds.cross_min}"))
     return found
 
 
@@ -196,6 +206,16 @@ def _cross(vectors: Sequence[Float32Array]) -> float | None:
         return None
     one, other = vectors
     return _round(cosines(one, other).min())
+
+
+def _documents(
+    directory: Path, decoder: Decoder, trial: Trial, answers: Mapping[Format, Answers]
+) -> float:
+    """Worst cosine between golden documents by the graph for them and by the one for everything."""
+    rows = trial.rows[-len(DOCUMENTS) :]
+    with closing(open_documents(directory, decoder)) as engine:
+        vectors = run_rows(engine, rows)
+    return _round(cosines(vectors, answers["onnx"].vectors[-len(DOCUMENTS) :]).min())
 
 
 def _worst_texts(trial: Trial, truth: Answers, found: Answers) -> list[str]:

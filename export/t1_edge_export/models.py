@@ -60,6 +60,7 @@ class Model:
             and manifest.contract == PRESETS[self.name]
             and manifest.source.sha256 == self._sha256()
             and manifest.calibration == self._quantizer(manifest.decoder).calibration
+            and found.has_documents_graph == ("onnx" in manifest.formats)
         ):
             return None
         if set(formats) <= set(manifest.formats):
@@ -99,6 +100,7 @@ class Model:
             formats=formats,
             quantizer=self._quantizer(checkpoint.decoder),
             budget=Budget(bits=self.bits),
+            documents="onnx" in formats,
             force=True,
         )
 

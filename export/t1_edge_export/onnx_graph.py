@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import ONNX_WEIGHTS, Decoder
+from t1_edge.build import Decoder
 from t1_edge_export.containers import BLOCK
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, layer_name
 from t1_edge_export.onnx_layout import Matrix
@@ -56,6 +56,7 @@ class GraphWriter:
         norms: The norms' weights, float32 [n], by tensor name; they are stored in the graph.
         activations: The type of activations, norms, rotary tables and KV cache. float16 is for
             quantized matrices.
+        head: Whether logits are wanted beside the hidden state.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class GraphWriter:
         matrices: Mapping[str, Matrix],
         norms: Mapping[str, NDArray[np.float32]],
         activations: Activations = "float32",
+        *,
+        head: bool = True,
     ) -> None:
         self._decoder = decoder
+        self._head = head
         self._matrices = matrices
         self._accuracy_level = _ACCURACY_LEVELS[activations]
         self._type = np.dtype(activations)
@@ -163,10 +167,12 @@ class GraphWriter:
             [hidden],
             epsilon=self._decoder.norm_epsilon,
         )
-        self._multiply(hidden, EMBEDDING if self._decoder.tied else HEAD, output=logits)
         if half:
             self._widen(hidden, "hidden")
-            self._widen(logits, "logits")
+        if self._head:
+            self._multiply(hidden, EMBEDDING if self._decoder.tied else HEAD, output=logits)
+            if half:
+                self._widen(logits, "logits")
 
     def _norm(self, residual: str, branch: str, norm: str) -> tuple[str, str]:
         """Add the branch to the residual stream and norm the sum: normed, sum."""
@@ -200,7 +206,7 @@ class GraphWriter:
         if matrix.encoding == "f32":
             return self._node("Gather", [self._codes(matrix), "input_ids"], "embedded")
         codes = self._external(
-            "embedding.codes", matrix.codes, (matrix.rows, matrix.width), np.uint8
+            "embedding.codes", matrix, matrix.codes, (matrix.rows, matrix.width), np.uint8
         )
         inputs = [codes, "input_ids", self._scales(matrix)]
         sizes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
@@ -219,23 +225,23 @@ class GraphWriter:
             K=matrix.width,
             N=matrix.rows,
             bits=4 if matrix.encoding == "q4_0" else 8,
-            block_size=BLOCK,
+            block_size=matrix.block,
             accuracy_level=self._accuracy_level,
         )
 
     def _codes(self, matrix: Matrix) -> str:
         if matrix.encoding == "f32":
             shape: Sequence[int] = (matrix.rows, matrix.width)
-            return self._external(matrix.name, matrix.codes, shape, np.float32)
-        shape = (matrix.rows, matrix.width // BLOCK, matrix.row_bytes * BLOCK // matrix.width)
-        return self._external(f"{matrix.name}.codes", matrix.codes, shape, np.uint8)
+            return self._external(matrix.name, matrix, matrix.codes, shape, np.float32)
+        shape = (matrix.rows, matrix.blocks, matrix.row_bytes // matrix.blocks)
+        return self._external(f"{matrix.name}.codes", matrix, matrix.codes, shape, np.uint8)
 
     def _scales(self, matrix: Matrix) -> str:
         """A matrix's scales in the type of the activations, as the operators want them."""
         stored, widened = f"{matrix.name}.scales", f"{matrix.name}.scales.widened"
         fresh = stored not in self._initializers
-        shape = (matrix.rows, matrix.width // BLOCK)
-        self._external(stored, matrix.scales, shape, np.float16)
+        shape = (matrix.rows, matrix.blocks)
+        self._external(stored, matrix, matrix.scales, shape, np.float16)
         if self._type == np.float16:
             return stored
         # A constant: ONNX Runtime casts it once, when it loads the graph.
@@ -262,14 +268,16 @@ class GraphWriter:
         self._initializers.setdefault(name, numpy_helper.from_array(value, name))
         return name
 
-    def _external(self, name: str, offset: int, shape: Sequence[int], dtype: type) -> str:
-        """An initializer whose bytes lie in weights.bin."""
+    def _external(
+        self, name: str, matrix: Matrix, offset: int, shape: Sequence[int], dtype: type
+    ) -> str:
+        """An initializer whose bytes lie in the matrix's file."""
         from onnx import TensorProto, helper
 
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         tensor = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        where = {"location": ONNX_WEIGHTS, "offset": str(offset), "length": str(size)}
+        where = {"location": matrix.file, "offset": str(offset), "length": str(size)}
         for key, value in where.items():
             tensor.external_data.add(key=key, value=value)
         self._initializers.setdefault(name, tensor)
@@ -311,7 +319,7 @@ class GraphWriter:
 
         hidden = _value("hidden", TensorProto.FLOAT, ["rows", self._decoder.hidden])
         logits = _value("logits", TensorProto.FLOAT, ["rows", self._decoder.vocabulary])
-        return [hidden, logits, *self._cache("present")]
+        return [hidden, *([logits] if self._head else []), *self._cache("present")]
 
     def _cache(self, when: str) -> list["onnx.ValueInfoProto"]:
         from onnx import helper

@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder
+from t1_edge.build import ONNX_WEIGHTS, Decoder
 from t1_edge_export.containers import BLOCK, CODE_BITS, SCALE_BITS, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
-_ALIGN: Final = 64  # a cache line, and the widest vector register
+ALIGN: Final = 64  # a cache line, and the widest vector register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,10 @@ class Matrix:
         rows: Rows of all parts together (output features).
         width: Columns (input features).
         encoding: Block format, the same for all parts.
-        codes: Offset of the codes in weights.bin, in bytes.
+        codes: Offset of the codes, in bytes.
         scales: Offset of the float16 scales; the same as the end of the codes in f32.
+        file: The file that all of this is about.
+        block: Weights that share a scale; the last block of a row may be filled up.
     """
 
     name: str
@@ -39,6 +41,13 @@ class Matrix:
     encoding: Encoding
     codes: int
     scales: int
+    file: str = ONNX_WEIGHTS
+    block: int = BLOCK
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.width // self.block)
 
     @property
     def codes_size(self) -> int:
@@ -48,12 +57,13 @@ class Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row's codes."""
-        return self.width * CODE_BITS[self.encoding] // 8
+        width = self.width if self.encoding == "f32" else self.blocks * self.block
+        return width * CODE_BITS[self.encoding] // 8
 
     @property
     def row_scale_bytes(self) -> int:
         """Bytes of one row's scales."""
-        return self.width // BLOCK * SCALE_BITS[self.encoding] // 8
+        return self.blocks * SCALE_BITS[self.encoding] // 8
 
     @property
     def end(self) -> int:
@@ -83,7 +93,7 @@ def lay_out(decoder: Decoder, encodings: Mapping[str, Encoding]) -> dict[str, Ma
     for shape in _shapes(decoder, encodings):
         matrix = _place(shape, encodings, at)
         places |= dict.fromkeys(shape.parts, matrix)
-        at = aligned(matrix.end, _ALIGN)
+        at = aligned(matrix.end, ALIGN)
     return places
 
 
@@ -154,5 +164,5 @@ def _place(shape: _Shape, encodings: Mapping[str, Encoding], at: int) -> Matrix:
         width=shape.width,
         encoding=encoding,
         codes=at,
-        scales=aligned(at + codes_size, _ALIGN),
+        scales=aligned(at + codes_size, ALIGN),
     )

@@ -38,6 +38,7 @@ from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import tensors
 from t1_edge_export.formats import (
     check_cuda,
+    check_documents,
     check_native,
     choose_encodings,
     open_container,
@@ -46,6 +47,7 @@ from t1_edge_export.formats import (
 )
 from t1_edge_export.gate import measure
 from t1_edge_export.gguf_metadata import gguf_metadata, tensor_bytes
+from t1_edge_export.onnx_documents import write_documents
 from t1_edge_export.plan import memory_to_export
 from t1_edge_export.precision import Budget, choose_eight_bit, eight_bit_layers, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
@@ -73,6 +75,7 @@ class Request:
         budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
             as fit. All of them have 4 if None.
         cuda: Write ONNX's graph for CUDA too. The gate does not run it.
+        documents: Write ONNX's graph for documents too, whose weights are as large again and more.
         force: Replace a build that stands at the destination.
         resume: Go on where an export that was interrupted stood.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
@@ -86,6 +89,7 @@ class Request:
     quantizer: Quantizer = SEARCH
     budget: Budget | None = None
     cuda: bool = False
+    documents: bool = False
     force: bool = False
     resume: bool = False
     allow_drift: bool = False
@@ -108,6 +112,8 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
         check_native(request.formats, budget=request.budget is not None)
     if request.cuda:
         check_cuda(request.formats, request.profile)
+    if request.documents:
+        check_documents(request.formats, request.profile)
     for format in request.formats:
         require(format)
         require_writer(format)
@@ -152,7 +158,7 @@ def export(
             what is to be resumed was another request's, the budget cannot be met, the profile
             rounds nothing and a calibrated quantizer or a budget is given, it is native and two
             formats or what its GGUF has no use for are, or there are no weights for a graph for
-            CUDA.
+            CUDA or documents.
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
@@ -173,6 +179,12 @@ def export(
         encodings = _encodings(checkpoint, request, say)
         say(f"writing {' and '.join(request.formats)}")
         weights = _write(staging, checkpoint, request, encodings, progress)
+        read = partial(
+            read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
+        )
+        if request.documents:
+            say("writing what reads documents")
+            write_documents(directory, checkpoint, encodings, read("onnx"))
         say("asking the float reference for golden vectors")
         trial, truth = ask_reference(ReferenceEngine(checkpoint), codec, say)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)
@@ -184,10 +196,8 @@ def export(
             trial,
             truth,
             request.profile,
+            documents=request.documents,
             scratch=staging.scratch,
-        )
-        read = partial(
-            read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
         )
         verification = judge(found, checkpoint, read, say, allow_drift=request.allow_drift)
         manifest = _manifest(directory, checkpoint, request, encodings, verification, weights)
@@ -257,6 +267,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
         request.profile,
         *request.formats,
         str(request.cuda),
+        str(request.documents),
         request.quantizer.calibration,
         str(request.budget),
     ]

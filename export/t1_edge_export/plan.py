@@ -21,6 +21,7 @@ from t1_edge_export.containers import Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
 from t1_edge_export.formats import (
     check_cuda,
+    check_documents,
     check_native,
     choose_encodings,
     file_sizes,
@@ -105,6 +106,7 @@ def make_plan(
     destination: Path,
     budget: Budget | None = None,
     cuda: bool = False,
+    documents: bool = False,
     quantizer_memory: int = 0,
 ) -> Plan:
     """Plan an export.
@@ -117,18 +119,21 @@ def make_plan(
         destination: Where to.
         budget: What the build may take.
         cuda: With ONNX's graph for CUDA.
+        documents: With ONNX's graph for documents, and its weights.
         quantizer_memory: Bytes that the quantizer will have resident, see `Quantizer.memory`.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
         ExportError: If llama.cpp does not know the tokenizer, the destination cannot be written, or
             the budget cannot be met, two formats are asked of the profile native, or there are no
-            weights for a graph for CUDA.
+            weights for a graph for CUDA or documents.
     """
     if profile == "native":
         check_native(formats, budget=budget is not None)
     if cuda:
         check_cuda(formats, profile)
+    if documents:
+        check_documents(formats, profile)
     encodings = choose_encodings(decoder, profile, formats)
     metadata = b""
     if "gguf" in formats:
@@ -141,7 +146,7 @@ def make_plan(
     files = {TOKENIZER: len(tokenizer.encode())}
     engines = []
     for format in formats:
-        sizes = file_sizes(format, decoder, encodings, metadata, cuda=cuda)
+        sizes = file_sizes(format, decoder, encodings, metadata, cuda=cuda, documents=documents)
         engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
         files |= sizes
     parent = nearest_folder(destination)

@@ -22,6 +22,8 @@ GOLDEN: Final = "golden.npz"
 ONNX_GRAPH: Final = "model.onnx"
 ONNX_WEIGHTS: Final = "weights.bin"
 CUDA_GRAPH: Final = "model.cuda.onnx"
+DOCUMENTS_GRAPH: Final = "model.documents.onnx"
+DOCUMENTS_WEIGHTS: Final = "documents.bin"
 GGUF_MODEL: Final = "model.gguf"
 
 Format = Literal["onnx", "gguf"]
@@ -113,7 +115,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         cosine_mean: Least mean over the golden rows, engine against float reference.
         cosine_min: Least of any golden row, engine against float reference.
-        cross_min: Least of any golden row, one engine against the other.
+        cross_min: Least of any golden row, one engine against the other, or the graph for documents
+            against that for everything.
         divergence: Largest mean Kullback-Leibler divergence, in nats.
         slack: How far below this export's worst cosine another machine's may fall: kernels for
             other processors round activations in another order.
@@ -180,6 +183,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         engines: Figures by format.
         cross_engine_min: Worst cosine between the formats' vectors; absent with one format.
         drift_allowed: Whether the build was published although it missed a bound.
+        documents_min: Worst cosine between what the graph for documents and the one for everything
+            make of golden documents; absent without that graph.
     """
 
     rows: int
@@ -189,6 +194,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     engines: dict[str, EngineFigures]
     cross_engine_min: float | None = None
     drift_allowed: bool = False
+    documents_min: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -262,6 +268,11 @@ class Build:
     def has_cuda_graph(self) -> bool:
         """Whether a graph for CUDA is over the ONNX weights."""
         return CUDA_GRAPH in self.manifest.files
+
+    @property
+    def has_documents_graph(self) -> bool:
+        """Whether a graph for reading documents stands beside the ONNX weights."""
+        return DOCUMENTS_GRAPH in self.manifest.files
 
     def state(self) -> str:
         """A hash that changes with the manifest and with any file's time, none of them read."""
@@ -338,6 +349,8 @@ def _check_whole(manifest: Manifest, where: Path) -> None:
     needed = {TOKENIZER, GOLDEN}.union(*(_FILES[format] for format in manifest.formats))
     if CUDA_GRAPH in manifest.files:
         needed.add(ONNX_WEIGHTS)
+    if DOCUMENTS_GRAPH in manifest.files:
+        needed |= {ONNX_WEIGHTS, DOCUMENTS_WEIGHTS}
     missing = needed - manifest.files.keys()
     if missing:
         raise BuildError(f"{where} is damaged: it does not list {min(missing)}")

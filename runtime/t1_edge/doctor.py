@@ -35,7 +35,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     format: Format | str
     device: DeviceName | str
     reason: str
-    seconds: dict[Format, float]
+    seconds: dict[str, float]
 
 
 class KeptBuild(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from t1_edge.build import TOKENIZER, Build
 from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array
-from t1_edge.engines.select import Device, EngineChoice, open_engine
+from t1_edge.engines.select import Device, EngineChoice, open_engine, open_reader
 from t1_edge.errors import InputError
 from t1_edge.golden import check_once
 from t1_edge.passes import Passes
@@ -32,6 +33,8 @@ class Encoder:
         fingerprint: Of the build; vectors of different fingerprints do not compare.
         hidden: Dimensions of a vector.
         cache: Of queries that were asked before; none if None.
+        reader: Called before documents are first read: opens what reads them in the engine's place,
+            if anything; closed with the encoder.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class Encoder:
         fingerprint: str,
         hidden: int,
         cache: QueryCache | None = None,
+        reader: Callable[[], Engine | None] = lambda: None,
     ) -> None:
         self.codec = codec
         self.fingerprint = fingerprint
         self.hidden = hidden
-        self._passes = Passes(codec, engine)
+        self._passes = Passes(codec, engine, reader)
         self._cache = cache
 
     @classmethod
@@ -90,12 +94,28 @@ class Encoder:
             raise
         hidden = manifest.decoder.hidden
         kept = QueryCache(cache_dir() / QUERIES) if cache else None
-        return cls(codec, running, fingerprint=manifest.fingerprint, hidden=hidden, cache=kept)
+        return cls(
+            codec,
+            running,
+            fingerprint=manifest.fingerprint,
+            hidden=hidden,
+            cache=kept,
+            reader=partial(_open_reader, opened, running),
+        )
 
     @property
     def info(self) -> EngineInfo:
         """What runs, and on which device."""
         return self._passes.info
+
+    @property
+    def documents_info(self) -> EngineInfo:
+        """What reads documents: where a build has a graph for them, that may be another.
+
+        Raises:
+            EngineError: If it cannot be opened, or its golden vectors do not come out.
+        """
+        return self._passes.documents_info()
 
     def encode_query(
         self,
@@ -270,13 +290,13 @@ class Encoder:
         if not truncate:
             self._refuse_long(rows)
         vectors = np.empty((len(rows), self.hidden), np.float32)
-        self._passes.documents(rows, vectors, progress or (lambda documents: None))
+        read_by = self._passes.documents(rows, vectors, progress or (lambda documents: None))
         return DocumentEmbeddings(
             vectors=vectors,
             truncated=np.array([row.truncated for row in rows], np.bool_),
             tokens=np.array([len(row.tokens) + 1 for row in rows], np.int32),
             seconds=time.monotonic() - began,
-            engine=self.info,
+            engine=read_by,
         )
 
     def close(self) -> None:
@@ -337,6 +357,18 @@ class Encoder:
                 f"{len(long)} of {len(rows)} documents have more than {limit} tokens, the first "
                 f"is texts[{long[0]}]: split them, or call embed_documents(..., truncate=True)"
             )
+
+
+def _open_reader(build: Build, engine: Engine) -> Engine | None:
+    """What reads a build's documents in its engine's place, its golden vectors checked."""
+    reader = open_reader(build, engine)
+    if reader is not None:
+        try:
+            check_once(build, reader)
+        except BaseException:
+            reader.close()
+            raise
+    return reader
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

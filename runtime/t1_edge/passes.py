@@ -25,11 +25,17 @@ class Passes:
     Args:
         codec: Knows the tokens around a thought, and what it says.
         engine: Closed with this.
+        reader: Called before documents are first read: opens what reads them in the engine's place,
+            if anything. Closed with this too.
     """
 
-    def __init__(self, codec: Codec, engine: Engine) -> None:
+    def __init__(
+        self, codec: Codec, engine: Engine, reader: Callable[[], Engine | None] = lambda: None
+    ) -> None:
         self._codec = codec
         self._engine = engine
+        self._open_reader: Callable[[], Engine | None] | None = reader
+        self._reader = engine
         self._lock = threading.Lock()
         self._streaming: int | None = None  # the thread that began a stream which is still open
 
@@ -37,6 +43,15 @@ class Passes:
     def info(self) -> EngineInfo:
         """What runs, and on which device."""
         return self._engine.info
+
+    def documents_info(self) -> EngineInfo:
+        """What reads documents; it is opened if it has to be.
+
+        Raises:
+            EngineError: If it cannot be opened, or this thread has a stream open.
+        """
+        with self._turn(), self._cores():
+            return self._documents_engine().info
 
     @property
     def most_rows(self) -> int:
@@ -113,13 +128,13 @@ class Passes:
         ]
         with self._turn(), self._cores():
             began = time.monotonic()
-            vectors = self._embed(whole)
+            vectors = self._embed(whole, self._engine)
             seconds = time.monotonic() - began
         return self.results(rows, thoughts, vectors, _embedding(seconds))
 
     def documents(
         self, rows: Sequence[Row], out: Float32Array, progress: Callable[[int], None]
-    ) -> None:
+    ) -> EngineInfo:
         """Embed document rows, those of like length together.
 
         Args:
@@ -127,13 +142,19 @@ class Passes:
             out: Written: float32 [n, d], in their order.
             progress: Called with the number of documents that a finished batch held.
 
+        Returns:
+            What read them.
+
         Raises:
-            EngineError: As `think`.
+            EngineError: As `think`, and if what reads documents cannot be opened.
         """
-        for batch in _batches(rows, self._engine):
+        with self._turn(), self._cores():
+            reader = self._documents_engine()
+        for batch in _batches(rows, reader):
             with self._turn(), self._cores():
-                out[batch] = self._embed([rows[at].tokens for at in batch])
+                out[batch] = self._embed([rows[at].tokens for at in batch], reader)
             progress(len(batch))
+        return reader.info
 
     def results(
         self,
@@ -171,10 +192,22 @@ class Passes:
     def close(self) -> None:
         """Free the engine once what runs has ended; under a stream of this thread, at once."""
         if self._streaming == threading.get_ident():
-            self._engine.close()
+            self._close()
             return
         with self._lock:
-            self._engine.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._open_reader = None
+        self._reader.close()
+        self._engine.close()
+
+    def _documents_engine(self) -> Engine:
+        """What reads documents, opened if it has to be."""
+        if self._open_reader is not None:
+            self._reader = self._open_reader() or self._engine
+            self._open_reader = None
+        return self._reader
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -208,8 +241,8 @@ class Passes:
                 seconds += time.monotonic() - began
             yield from self.results([row], thinking.thoughts, vectors, _embedding(seconds))
 
-    def _embed(self, rows: Sequence[Sequence[int]]) -> Float32Array:
-        with self._engine.start(rows, room=1) as session:
+    def _embed(self, rows: Sequence[Sequence[int]], engine: Engine) -> Float32Array:
+        with engine.start(rows, room=1) as session:
             return self._read(session, self._codec.emb_id)
 
     def _read(self, session: Session, *tokens: int) -> Float32Array:

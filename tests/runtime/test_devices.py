@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from ctypes import c_int
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from t1_edge.engines.llama import LlamaEngine
 from t1_edge.engines.nvidia import Driver
 from t1_edge.engines.onnx import PLACES, OnnxEngine
 from t1_edge.engines.probe import PROBE_BUILD, Probe
+from t1_edge.engines.select import _opened
 from t1_edge.errors import DeviceError, EngineError
 from t1_edge.golden import check
 
@@ -218,13 +220,21 @@ def test_the_race_is_run_once(
     tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     build = tiny_build("llama", "portable")
-    seconds = race.race(build, FORMATS, "cpu", 1)
+    contestants: dict[str, race.Opener] = {
+        format: partial(_opened, build=build, format=format, device="cpu", threads=1)
+        for format in FORMATS
+    }
+
+    def run(key: int, *, again: bool = False) -> dict[str, float]:
+        return race.race(build, contestants, race.read_and_write, key, again=again)
+
+    seconds = run(1)
     assert set(seconds) == set(FORMATS)
     assert min(seconds.values()) > 0
     monkeypatch.setattr(race, "_time", lambda *_: 5.0)
-    assert race.race(build, FORMATS, "cpu", 1) == seconds
-    assert race.race(build, FORMATS, "cpu", 1, again=True) == {"onnx": 5.0, "gguf": 5.0}
-    assert race.race(build, FORMATS, "cpu", 2) == {"onnx": 5.0, "gguf": 5.0}
+    assert run(1) == seconds
+    assert run(2) == {"onnx": 5.0, "gguf": 5.0}
+    assert run(1, again=True) == {"onnx": 5.0, "gguf": 5.0}
 
 
 def test_the_faster_engine_is_opened(

@@ -58,6 +58,12 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     help="Write a second ONNX graph, for CUDA, over the same weights; nothing runs it here.",
 )
 @click.option(
+    "--documents",
+    is_flag=True,
+    help="Write a second ONNX graph, over the same weights in 8 bits, that reads documents faster; "
+    "a byte more for each weight.",
+)
+@click.option(
     "--profile",
     type=click.Choice(["portable", "native", "float"]),
     default="portable",
@@ -118,6 +124,7 @@ def export(
     name: str | None,
     formats: tuple[Any, ...],
     cuda: bool,
+    documents: bool,
     profile: Any,
     adapter: Path | None,
     calibration: str | None,
@@ -178,6 +185,7 @@ def export(
             formats=formats,
             destination=destination,
             cuda=cuda,
+            documents=documents,
             budget=budget,
             quantizer_memory=gptq_memory(opened.decoder) if quantizer == "gptq" else 0,
         )
@@ -192,6 +200,7 @@ def export(
         contract=found,
         formats=formats,
         cuda=cuda,
+        documents=documents,
         profile=profile,
         budget=budget,
         force=force,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import CUDA_GRAPH, ONNX_GRAPH, Decoder
+from t1_edge.build import CUDA_GRAPH, DOCUMENTS_GRAPH, ONNX_GRAPH, Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.errors import DeviceError, EngineError
@@ -43,6 +43,7 @@ class Place:
         memory: Where its KV cache lies.
         graph: The build's file for it.
         cache: Type of the KV cache, which is that of the graph's activations.
+        note: What is said of it beside the library's version.
     """
 
     device: str
@@ -50,6 +51,7 @@ class Place:
     memory: str
     graph: str
     cache: "np.dtype[np.floating[Any]]"
+    note: str = ""
 
 
 PLACES: Final = {
@@ -69,6 +71,16 @@ PLACES: Final = {
     ),
 }
 """By device."""
+
+READER: Final = Place(
+    device="cpu",
+    provider="CPUExecutionProvider",
+    memory="cpu",
+    graph=DOCUMENTS_GRAPH,
+    cache=np.dtype(np.float32),
+    note=", 8-bit documents",
+)
+"""The graph that reads documents and writes nothing: it has no logits."""
 
 
 class OnnxEngine:
@@ -101,9 +113,9 @@ class OnnxEngine:
         self._rows: Rows | None = None
         self._session: onnxruntime.InferenceSession | None
         self._session = _open(directory / place.graph, threads, place)
-        library = f"onnxruntime {onnxruntime.__version__}"
+        library = f"onnxruntime {onnxruntime.__version__}{place.note}"
         self.info = EngineInfo(engine="onnx", library=library, device=place.device, threads=threads)
-        self.twin = place.memory == "cpu" and self._differs_alone()
+        self.twin = place == PLACES["cpu"] and self._differs_alone()
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""

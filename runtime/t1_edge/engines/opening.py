@@ -60,6 +60,25 @@ def open_format(
     return LlamaEngine(model, decoder, threads=threads, device=device, exact=exact)
 
 
+def open_documents(directory: Path, decoder: Decoder, *, threads: int | None = None) -> Engine:
+    """Open the graph that reads documents; its sessions have no logits.
+
+    Args:
+        directory: Where it is.
+        decoder: The shape of the model.
+        threads: CPU threads; those of `available_threads` if None.
+
+    Raises:
+        EngineError: If ONNX Runtime cannot be loaded, or refuses the files.
+        MissingExtraError: If ONNX Runtime is not installed.
+    """
+    load_library("onnx")
+    from t1_edge.engines.onnx import READER, OnnxEngine
+
+    threads = available_threads() if threads is None else threads
+    return OnnxEngine(directory, decoder, threads=threads, place=READER)
+
+
 def require(format: Format) -> None:
     """Check that the library which drives a format is installed.
 

@@ -1,20 +1,18 @@
-"""Which of two engines is the faster one for a build, here: a short measurement, made once."""
+"""Which of two engines is the faster one, here: a short measurement, kept in the cache."""
 
 import contextlib
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
 import msgspec
 
-from t1_edge.build import GOLDEN, Build, Format
+from t1_edge.build import GOLDEN, Build
 from t1_edge.cache import cache_dir
 from t1_edge.engines.base import Engine
-from t1_edge.engines.devices import DeviceName
-from t1_edge.engines.opening import library_of, open_format
 from t1_edge.golden import Golden
 from t1_edge.machine import processor
 
@@ -24,41 +22,35 @@ _STEPS: Final = 8
 _ENOUGH: Final = 0.3
 """Seconds after which no further repeat is begun."""
 
+Rows = Sequence[Sequence[int]]
+Work = Callable[[Engine, Rows], None]
+Opener = Callable[[], AbstractContextManager[Engine]]
+
 
 def race(
-    build: Build,
-    formats: Sequence[Format],
-    device: DeviceName,
-    threads: int,
-    *,
-    again: bool = False,
-) -> dict[Format, float]:
-    """Seconds that engines take for the same work: four short rows read, eight tokens written.
-
-    Kept in the cache by build, machine and libraries.
+    build: Build, contestants: Mapping[str, Opener], work: Work, key: object, *, again: bool = False
+) -> dict[str, float]:
+    """Seconds that engines take for the same work, the best of a few times.
 
     Args:
-        build: Its golden rows are read.
-        formats: Whose engines run, one after another.
-        device: Where.
-        threads: CPU threads.
+        build: Its golden rows are read, four of them cut to 24 tokens.
+        contestants: What opens each engine, by name; they are opened one after another.
+        work: `read` or `read_and_write`.
+        key: What the result depends on beside the build and the machine.
         again: Measure even if the cache knows.
 
     Raises:
         BuildError: If the golden rows are damaged.
-        DeviceError: If the device cannot run a format.
-        EngineError: If an engine fails.
-        MissingExtraError: If an engine's library is not installed.
+        EngineError: If an engine cannot be opened, or fails.
     """
-    machine = [platform.node(), processor().name, device, threads]
-    what = [build.state(), machine, [library_of(format) for format in formats]]
-    key = hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:32]
-    path = cache_dir() / "races" / f"{key}.json"
+    machine = [platform.node(), processor().name]
+    what = msgspec.json.encode([build.state(), machine, list(contestants), key])
+    path = cache_dir() / "races" / f"{hashlib.sha256(what).hexdigest()[:32]}.json"
     if not again:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            return msgspec.json.decode(path.read_bytes(), type=dict[Format, float])
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
     rows = [row[:_TOKENS] for row in Golden.load(build.file(GOLDEN)).rows[:_ROWS]]
-    found = {format: _time(build, format, device, threads, rows) for format in formats}
+    found = {name: _time(opener, work, rows) for name, opener in contestants.items()}
     # A cache that cannot be written costs another measurement, nothing else.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,32 +58,30 @@ def race(
     return found
 
 
-def _time(
-    build: Build,
-    format: Format,
-    device: DeviceName,
-    threads: int,
-    rows: Sequence[Sequence[int]],
-) -> float:
-    manifest = build.manifest
-    exact = manifest.profile == "float"
-    with closing(
-        open_format(
-            build.path, format, manifest.decoder, exact=exact, device=device, threads=threads
-        )
-    ) as engine:
-        began, best = time.monotonic(), _once(engine, rows)
-        while time.monotonic() - began < _ENOUGH:
-            best = min(best, _once(engine, rows))
-    return best
-
-
-def _once(engine: Engine, rows: Sequence[Sequence[int]]) -> float:
-    """Read rows together, then write behind the first."""
-    began = time.perf_counter()
+def read(engine: Engine, rows: Rows) -> None:
+    """Read rows together."""
     with engine.start(rows, room=1) as session:
         session.peek(rows[0][-1])
+
+
+def read_and_write(engine: Engine, rows: Rows) -> None:
+    """Read rows together, then write eight tokens behind the first."""
+    read(engine, rows)
     with engine.start(rows[:1], room=_STEPS + 1) as session:
         for _ in range(_STEPS):
             session.append({0: int(session.logits()[0].argmax())})
+
+
+def _time(opener: Opener, work: Work, rows: Rows) -> float:
+    with opener() as engine:
+        began = time.monotonic()
+        best = _once(engine, work, rows)
+        while time.monotonic() - began < _ENOUGH:
+            best = min(best, _once(engine, work, rows))
+    return best
+
+
+def _once(engine: Engine, work: Work, rows: Rows) -> float:
+    began = time.perf_counter()
+    work(engine, rows)
     return time.perf_counter() - began

@@ -1,15 +1,23 @@
 """Which engine drives a build, and on what. An asked-for device that cannot run is an error."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from t1_edge.build import Build, Format
 from t1_edge.engines.base import Engine
 from t1_edge.engines.devices import DEVICES, DeviceName, obstacle
-from t1_edge.engines.opening import load_library, open_format, usable_formats
+from t1_edge.engines.opening import (
+    library_of,
+    load_library,
+    open_documents,
+    open_format,
+    usable_formats,
+)
 from t1_edge.engines.probe import has_run
-from t1_edge.engines.race import race
+from t1_edge.engines.race import Opener, race, read, read_and_write
 from t1_edge.errors import BuildError, DeviceError, InputError
 from t1_edge.machine import available_threads
 
@@ -32,7 +40,7 @@ class Choice:
     format: Format
     device: DeviceName
     reason: str
-    seconds: dict[Format, float]
+    seconds: dict[str, float]
 
 
 def open_engine(
@@ -57,16 +65,45 @@ def open_engine(
         InputError: If there is no such engine or device, or the number of threads is below 1.
         MissingExtraError: If no library is installed that could drive the build.
     """
+    threads = available_threads() if threads is None else threads
     chosen = choose(build, engine=engine, device=device, threads=threads)
-    manifest = build.manifest
-    return open_format(
-        build.path,
-        chosen.format,
-        manifest.decoder,
-        exact=manifest.profile == "float",
-        device=chosen.device,
-        threads=threads,
-    )
+    return _open(build, chosen.format, chosen.device, threads)
+
+
+def open_reader(build: Build, engine: Engine) -> Engine | None:
+    """Open the graph for documents beside an engine, where there is one and it is the faster.
+
+    That is measured once for a build and machine.
+
+    Args:
+        build: The build.
+        engine: Opened on it.
+
+    Returns:
+        None if the engine itself should read them.
+
+    Raises:
+        BuildError: If the build's golden rows are damaged.
+        EngineError: If ONNX Runtime refuses the graph, or fails.
+    """
+    info = engine.info
+    if not build.has_documents_graph or (info.engine, info.device) != ("onnx", "cpu"):
+        return None
+    reader = open_documents(build.path, build.manifest.decoder, threads=info.threads)
+    contestants: dict[str, Opener] = {
+        "everything": lambda: nullcontext(engine),
+        "documents": lambda: nullcontext(reader),
+    }
+    try:
+        seconds = race(build, contestants, read, [info.threads, info.library])
+        faster = seconds["documents"] < seconds["everything"]
+    except BaseException:
+        reader.close()
+        raise
+    if faster:
+        return reader
+    reader.close()
+    return None
 
 
 def choose(
@@ -108,12 +145,31 @@ def choose(
     if len(able) == 1:
         [only] = able
         return Choice(format=only, device=at, reason=_why_only(build, engine, at), seconds={})
-    seconds = race(build, able, at, threads, again=again)
+    contestants: dict[str, Opener] = {
+        format: partial(_opened, build=build, format=format, device=at, threads=threads)
+        for format in able
+    }
+    key = [at, threads, [library_of(format) for format in able]]
+    seconds = race(build, contestants, read_and_write, key, again=again)
     fastest = min(able, key=seconds.__getitem__)
     figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
     return Choice(
         format=fastest, device=at, reason=f"the faster on {at}: {figures}", seconds=seconds
     )
+
+
+def _open(build: Build, format: Format, device: DeviceName, threads: int) -> Engine:
+    manifest = build.manifest
+    exact = manifest.profile == "float"
+    return open_format(
+        build.path, format, manifest.decoder, exact=exact, device=device, threads=threads
+    )
+
+
+def _opened(
+    build: Build, format: Format, device: DeviceName, threads: int
+) -> AbstractContextManager[Engine]:
+    return closing(_open(build, format, device, threads))
 
 
 def _formats(build: Build, engine: EngineChoice) -> list[Format]:

@@ -1,0 +1,255 @@
+"""The graph that reads documents: the same weights, in 8 bits."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from t1_edge.build import (
+    DOCUMENTS_GRAPH,
+    DOCUMENTS_WEIGHTS,
+    GGUF_MODEL,
+    ONNX_WEIGHTS,
+    Build,
+)
+from t1_edge.cli import main
+from t1_edge.encoder import Encoder
+from t1_edge.engines import select
+from t1_edge.engines.base import Engine
+from t1_edge.engines.opening import open_documents
+from t1_edge.errors import BuildError, EngineError, ExportError, GateError
+from t1_edge_export import gate
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.decoder import linear_layers
+from t1_edge_export.formats import choose_encodings
+from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
+from t1_edge_export.onnx_documents import _widened, lay_out_documents
+from t1_edge_export.pipeline import Request, export
+from t1_edge_export.plan import make_plan
+from t1_edge_export.precision import Budget
+from tiny import TINY_CONTRACT, Family, Tiny, tokenizer_json
+
+TEXTS = ["the water of the lake", "", "north " * 40, "a <emb_token> in the text", "weather"]
+FAMILIES = pytest.mark.parametrize("family", ["llama", "qwen3"])
+
+
+@pytest.fixture(scope="module")
+def documents_build(
+    tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Family], Build]:
+    root = tmp_path_factory.mktemp("documents")
+
+    def build(family: Family) -> Build:
+        path = root / family
+        if path.exists():
+            return Build(path)
+        return export(open_checkpoint(tiny(family).folder), _request(path))
+
+    return build
+
+
+def _request(path: Path) -> Request:
+    return Request(
+        name="tiny",
+        destination=path,
+        contract=TINY_CONTRACT,
+        budget=Budget(bits=6.0),
+        documents=True,
+        allow_drift=True,
+    )
+
+
+@pytest.mark.parametrize("width", [32, 128, 160])
+def test_wide_blocks_lose_a_256th(width: int) -> None:
+    weights = np.random.default_rng(0).standard_normal((7, width)).astype(np.float32)
+    weights[3] = 0
+    codes, scales = _widened(weights)
+    assert codes.dtype == np.uint8
+    blocks = codes.astype(np.float32).reshape(7, -1, 128) - 128
+    back = (blocks * scales[..., None].astype(np.float32)).reshape(7, -1)
+    largest = np.abs(weights).max(axis=1, keepdims=True)
+    assert (np.abs(back[:, :width] - weights) <= largest / 250).all()
+    assert (codes[:, width:] == 128).all()
+
+
+@FAMILIES
+def test_the_graph_reads_and_writes_nothing(
+    documents_build: Callable[[Family], Build], family: Family
+) -> None:
+    build = documents_build(family)
+    model = onnx.load(build.file(DOCUMENTS_GRAPH), load_external_data=False)
+    assert "hidden" in [output.name for output in model.graph.output]
+    assert "logits" not in [output.name for output in model.graph.output]
+    linear = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    bits = {a.i for node in linear for a in node.attribute if a.name == "bits"}
+    assert bits == {8}
+    at = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert at == {DOCUMENTS_WEIGHTS, ONNX_WEIGHTS}
+
+
+@FAMILIES
+def test_documents_are_read_by_it_where_it_is_faster(
+    documents_build: Callable[[Family], Build],
+    family: Family,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = documents_build(family)
+    found = {}
+    for winner, loser in (("documents", "everything"), ("everything", "documents")):
+        seconds = {winner: 1.0, loser: 2.0}
+        monkeypatch.setattr(select, "race", lambda *_, seconds=seconds, **__: seconds)
+        with Encoder.load(build.path, engine="onnx", threads=1) as encoder:
+            documents = encoder.embed_documents(TEXTS)
+            assert encoder.documents_info == documents.engine
+            assert ("8-bit documents" in documents.engine.library) == (winner == "documents")
+            query = encoder.encode_query("the lake", budget=0)
+            assert "8-bit" not in query.engine.library
+            alone = np.concatenate([encoder.encode_documents([text]) for text in TEXTS])
+        np.testing.assert_allclose(documents.vectors, alone, atol=1e-4, rtol=0)
+        found[winner] = documents.vectors
+    near = (found["documents"] * found["everything"]).sum(axis=1)
+    assert near.min() > 0.99
+    assert near.max() < 1.0  # not the same graph twice
+
+
+def test_which_is_faster_is_measured_once(
+    documents_build: Callable[[Family], Build], own_cache: Path
+) -> None:
+    for _ in range(2):
+        with Encoder.load(documents_build("llama").path, engine="onnx", threads=1) as encoder:
+            encoder.encode_documents(["x"])
+    assert len(list((own_cache / "races").iterdir())) == 1
+
+
+def test_the_other_engine_reads_by_itself(
+    documents_build: Callable[[Family], Build], own_cache: Path
+) -> None:
+    with Encoder.load(documents_build("llama").path, engine="gguf", threads=1) as encoder:
+        assert encoder.documents_info == encoder.info
+
+
+def test_what_reads_documents_is_closed_with_the_encoder(
+    documents_build: Callable[[Family], Build], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Engine] = []
+    monkeypatch.setattr(select, "race", lambda *_, **__: {"documents": 1.0, "everything": 2.0})
+
+    def noted(*args: object, **kwargs: object) -> Engine:
+        opened.append(open_documents(*args, **kwargs))  # type: ignore[arg-type]
+        return opened[-1]
+
+    monkeypatch.setattr(select, "open_documents", noted)
+    with Encoder.load(documents_build("llama").path, engine="onnx", threads=1) as encoder:
+        encoder.encode_documents(["x"])
+    with pytest.raises(EngineError, match="closed"):
+        opened[0].start([[1, 2]], room=1)
+
+
+def test_verify_runs_it_too(documents_build: Callable[[Family], Build], own_cache: Path) -> None:
+    found = CliRunner().invoke(main, ["verify", str(documents_build("qwen3").path)])
+    assert found.exit_code == 0, found.output
+    assert "documents: worst golden cosine" in found.stdout
+
+
+def test_a_graph_without_its_weights_is_damage(
+    documents_build: Callable[[Family], Build], tmp_path: Path
+) -> None:
+    shutil.copytree(documents_build("llama").path, tmp_path / "build")
+    (tmp_path / "build" / DOCUMENTS_WEIGHTS).unlink()
+    with pytest.raises(BuildError, match=r"documents\.bin is missing"):
+        Build(tmp_path / "build")
+
+
+def test_the_gate_compares_the_graphs(
+    tiny: Callable[..., Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = _request(tmp_path / "build")
+    built = export(open_checkpoint(tiny("llama").folder), request)
+    worst = built.manifest.verification.documents_min
+    assert worst is not None
+    assert worst > 0.99
+    verification = built.manifest.verification
+    monkeypatch.setattr(gate, "_documents", lambda *_: 0.5)
+    checkpoint = open_checkpoint(tiny("llama").folder)
+    strict = Request(
+        name="tiny", destination=tmp_path / "strict", contract=TINY_CONTRACT, documents=True
+    )
+    with pytest.raises(GateError, match=r"graphs for documents and for everything 0\.5"):
+        export(checkpoint, strict)
+    assert not verification.bounds.cross_min < 0.9
+
+
+@pytest.mark.parametrize(
+    ("formats", "profile", "message"),
+    [(("gguf",), "portable", "ask for the format onnx"), (("onnx",), "float", "rounds nothing")],
+)
+def test_what_cannot_have_it_is_refused(
+    tiny: Callable[..., Tiny],
+    tmp_path: Path,
+    formats: tuple[str, ...],
+    profile: str,
+    message: str,
+) -> None:
+    arguments = ["export", str(tiny("llama").folder), "--output", str(tmp_path / "x")]
+    arguments += ["--format", ",".join(formats), "--profile", profile, "--documents"]
+    found = CliRunner().invoke(main, [*arguments, "--calibration", "none", "--contract", "chat"])
+    assert found.exit_code == 1
+    assert message in found.stderr
+    with pytest.raises(ExportError, match=message):
+        make_plan(
+            open_checkpoint(tiny("llama").folder).decoder,
+            tokenizer_json(),
+            profile=profile,  # type: ignore[arg-type]
+            formats=formats,  # type: ignore[arg-type]
+            destination=tmp_path / "x",
+            documents=True,
+        )
+
+
+def test_the_plan_knows_its_files(
+    documents_build: Callable[[Family], Build], tmp_path: Path
+) -> None:
+    build = documents_build("qwen3")
+    plan = make_plan(
+        build.manifest.decoder,
+        (build.path / "tokenizer.json").read_text(encoding="utf-8"),
+        profile="portable",
+        formats=["onnx"],
+        destination=tmp_path / "x",
+        documents=True,
+    )
+    for name in (DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS):
+        assert plan.files[name] == build.manifest.files[name].size
+
+
+@FAMILIES
+def test_its_weights_are_those_of_the_other_files(
+    documents_build: Callable[[Family], Build], family: Family
+) -> None:
+    build = documents_build(family)
+    decoder, mixed = build.manifest.decoder, build.manifest.eight_bit
+    assert mixed  # so that some queries, keys and values leave in products of their own
+    encodings = choose_encodings(decoder, "portable", build.manifest.formats, mixed)
+    places = lay_out_documents(decoder, encodings)
+    stored, raw = GGUFCheckpoint(build.file(GGUF_MODEL)), build.file(DOCUMENTS_WEIGHTS).read_bytes()
+    for spec in linear_layers(decoder):
+        matrix, rows = places[spec.name], spec.shape[0]
+        first = matrix.parts[spec.name]
+        at = matrix.codes + first * matrix.row_bytes
+        codes = np.frombuffer(raw, np.uint8, rows * matrix.row_bytes, at).astype(np.float32) - 128
+        at = matrix.scales + first * matrix.row_scale_bytes
+        scales = np.frombuffer(raw, np.float16, rows * matrix.blocks, at).astype(np.float32)
+        found = (codes.reshape(rows, -1, 128) * scales.reshape(rows, -1, 1)).reshape(rows, -1)
+        weights = stored.rows(spec.name, 0, rows)
+        largest = np.abs(weights).max(axis=1, keepdims=True)
+        assert (np.abs(found[:, : spec.shape[1]] - weights) <= largest / 250).all(), spec.name
