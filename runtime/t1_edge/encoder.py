@@ -220,8 +220,7 @@ class Encoder:
                     "a given thought is read, not written: no budget, no deadline, no settling"
                 )
             given = self._given(thoughts, len(texts))
-        if batch_size < 1:
-            raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        _check_batch(batch_size)
         batch_size = min(batch_size, self._passes.most_rows)
         budget = self._budget(budget)
         until = None if deadline is None else time.monotonic() + deadline
@@ -233,38 +232,42 @@ class Encoder:
                 for batch in _slices(len(rows), batch_size)
                 for found in self._passes.read_with(rows[batch], given[batch])
             ]
-        kept = [self._recall(row, budget, settle) for row in rows]
-        asked = [row for row, found in zip(rows, kept, strict=True) if found is None]
-        fresh: list[QueryEmbedding] = []
-        for batch in _slices(len(asked), batch_size):
-            found = self._passes.think(asked[batch], budget, until, settle)
-            for row, one in zip(asked[batch], found, strict=True):
-                self._keep(row, budget, settle, one)
-            fresh += found
-        remaining = iter(fresh)
-        return [next(remaining) if found is None else found for found in kept]
+        keys = [self._key(row, budget, settle) for row in rows]
+        known = {at: one for at, row in enumerate(rows) if (one := self._recall(row, keys[at]))}
+        asked = [at for at in range(len(rows)) if at not in known]
+        for part in _slices(len(asked), batch_size):
+            batch = asked[part]
+            fresh = self._passes.think([rows[at] for at in batch], budget, until, settle)
+            for at, one in zip(batch, fresh, strict=True):
+                self._keep(keys[at], one)
+                known[at] = one
+        return [known[at] for at in range(len(rows))]
 
-    def encode_documents(self, texts: Sequence[str]) -> Float32Array:
+    def encode_documents(
+        self, texts: Sequence[str], *, batch_size: int | None = None
+    ) -> Float32Array:
         """Embed documents, none of which may be longer than the contract allows.
 
         Args:
             texts: The documents.
+            batch_size: See `embed_documents`.
 
         Returns:
             float32 [n, d], L2-normalised rows in the order of the texts.
 
         Raises:
             InputError: If a text is over the limit (`embed_documents` can cut it and say so) or
-                holds a lone surrogate, or `texts` is one string.
+                holds a lone surrogate, the batch size is below 1, or `texts` is one string.
             EngineError: If the engine fails, or a vector is not one.
         """
-        return self.embed_documents(texts).vectors
+        return self.embed_documents(texts, batch_size=batch_size).vectors
 
     def embed_documents(
         self,
         texts: Sequence[str],
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> DocumentEmbeddings:
         """Embed documents, and say what was cut.
@@ -274,6 +277,8 @@ class Encoder:
         Args:
             texts: The documents. Special tokens in them are plain text; empty text is allowed.
             truncate: Cut texts over the limit instead of raising.
+            batch_size: Most documents that run together, where memory is scarce; as many as run
+                well if None.
             progress: Called with the number of documents that a finished batch held.
 
         Returns:
@@ -281,16 +286,19 @@ class Encoder:
 
         Raises:
             InputError: If a text is over the limit and `truncate` is off, or holds a lone
-                surrogate, or `texts` is one string.
+                surrogate, the batch size is below 1, or `texts` is one string.
             EngineError: If the engine fails, or a vector is not one.
         """
+        if batch_size is not None:
+            _check_batch(batch_size)
         began = time.monotonic()
         _refuse_one(texts)
         rows = [self.codec.document(text) for text in texts]
         if not truncate:
             self._refuse_long(rows)
         vectors = np.empty((len(rows), self.hidden), np.float32)
-        read_by = self._passes.documents(rows, vectors, progress or (lambda documents: None))
+        tell = progress or (lambda documents: None)
+        read_by = self._passes.documents(rows, vectors, tell, batch_size)
         return DocumentEmbeddings(
             vectors=vectors,
             truncated=np.array([row.truncated for row in rows], np.bool_),
@@ -318,11 +326,11 @@ class Encoder:
         tokens = [self.codec.thought_tokens(thought) for thought in thoughts]
         return [Thought(tokens=found, stopped_by="given") for found in tokens]
 
-    def _recall(self, row: Row, budget: int, settle: Settle | None) -> QueryEmbedding | None:
+    def _recall(self, row: Row, key: bytes) -> QueryEmbedding | None:
         """What the cache has of a query."""
         if self._cache is None:
             return None
-        found = self._cache.get(self._key(row, budget, settle))
+        found = self._cache.get(key)
         vector = None if found is None else found.array(self.hidden)
         if found is None or vector is None:
             return None
@@ -331,11 +339,11 @@ class Encoder:
         [known] = self._passes.results([row], [thought], vector[None], nothing, cached=True)
         return known
 
-    def _keep(self, row: Row, budget: int, settle: Settle | None, found: QueryEmbedding) -> None:
+    def _keep(self, key: bytes, found: QueryEmbedding) -> None:
         """Have the cache know a query, unless it would have thought on had there been time."""
         if self._cache is not None and found.stopped_by != "deadline":
             kept = CachedQuery.of(found.vector, found.thought_tokens, found.stopped_by)
-            self._cache.put(self._key(row, budget, settle), kept)
+            self._cache.put(key, kept)
 
     def _key(self, row: Row, budget: int, settle: Settle | None) -> bytes:
         """Of all that a query's vector comes from; the row has the template, and the text."""
@@ -373,6 +381,11 @@ def _open_reader(build: Build, engine: Engine) -> Engine | None:
 
 def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(at, at + size) for at in range(0, count, size))
+
+
+def _check_batch(size: int) -> None:
+    if size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {size}")
 
 
 def _refuse_one(texts: Sequence[str]) -> None:

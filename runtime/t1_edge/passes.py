@@ -133,7 +133,11 @@ class Passes:
         return self.results(rows, thoughts, vectors, _embedding(seconds))
 
     def documents(
-        self, rows: Sequence[Row], out: Float32Array, progress: Callable[[int], None]
+        self,
+        rows: Sequence[Row],
+        out: Float32Array,
+        progress: Callable[[int], None],
+        most: int | None = None,
     ) -> EngineInfo:
         """Embed document rows, those of like length together.
 
@@ -141,6 +145,7 @@ class Passes:
             rows: Without `emb_token`.
             out: Written: float32 [n, d], in their order.
             progress: Called with the number of documents that a finished batch held.
+            most: Rows that run together; as many as run well if None.
 
         Returns:
             What read them.
@@ -150,7 +155,7 @@ class Passes:
         """
         with self._turn(), self._cores():
             reader = self._documents_engine()
-        for batch in _batches(rows, reader):
+        for batch in _batches(rows, reader, most):
             with self._turn(), self._cores():
                 out[batch] = self._embed([rows[at].tokens for at in batch], reader)
             progress(len(batch))
@@ -249,13 +254,14 @@ class Passes:
         return normalised(session.peek(*tokens), self._engine.info)
 
 
-def _batches(rows: Sequence[Row], engine: Engine) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Row], engine: Engine, most: int | None = None) -> Iterator[list[int]]:
     """Indices of rows that run together: of like length, so that little is padded."""
+    most = engine.batch_rows if most is None else min(most, engine.batch_rows)
     batch: list[int] = []
     for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
         longest = len(rows[at].tokens) + 1
         crowded = (len(batch) + 1) * longest > engine.batch_tokens
-        if batch and (crowded or len(batch) == engine.batch_rows):
+        if batch and (crowded or len(batch) == most):
             yield batch
             batch = []
         batch.append(at)

@@ -1,6 +1,7 @@
 """The encoder over real weights on both engines, and its rules over the fake one."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from scripted import scripted_encoder
-from t1_edge.build import Build
+from t1_edge.build import Build, Format
 from t1_edge.encoder import Encoder
+from t1_edge.engines import room
 from t1_edge.engines.base import EngineInfo
 from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
 from t1_edge.thinking import Settle
@@ -233,3 +235,30 @@ def test_what_ran_is_said(real: Encoder) -> None:
     assert isinstance(real.info, EngineInfo)
     assert real.info.device == "cpu"
     assert real.info.threads == 2
+
+
+@pytest.mark.parametrize("format", ["onnx", "gguf"])
+def test_a_batch_that_does_not_fit_says_which_would(
+    tiny_build: Callable[..., Build],
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: Format,
+) -> None:
+    texts = ["the water of the lake " * 3] * 8
+    with Encoder.load(tiny_build("llama", "portable").path, engine=format, threads=1) as encoder:
+        expected = encoder.encode_documents(texts)
+        monkeypatch.setattr(room, "free_memory", lambda: 400_000)
+        for ask in (encoder.encode_documents, partial(encoder.encode_queries, budget=0)):
+            with pytest.raises(EngineError, match=r"8 rows .* give a batch_size of \d") as found:
+                ask(texts)
+            size = int(str(found.value).rpartition(" ")[2])
+            assert 1 <= size < 8
+            ask(texts, batch_size=size)
+        np.testing.assert_allclose(
+            encoder.encode_documents(texts, batch_size=size), expected, atol=0.05, rtol=0
+        )
+        monkeypatch.setattr(room, "free_memory", lambda: 1)
+        with pytest.raises(EngineError, match="end other programs"):
+            encoder.encode_documents(texts)
+        with pytest.raises(InputError, match="batch_size"):
+            encoder.embed_documents(texts, batch_size=0)

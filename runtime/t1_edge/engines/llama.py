@@ -14,6 +14,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.llama_context import MOST_ROWS, Context, Entry
+from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 
 
@@ -45,6 +46,7 @@ class LlamaEngine:
         exact: bool = False,
     ) -> None:
         self._decoder = decoder
+        self._exact = exact
         self._context = Context(model, decoder, threads=threads, exact=exact, device=device)
         self._rows: Rows | None = None
         library = self._context.library
@@ -55,6 +57,8 @@ class LlamaEngine:
         check_start(self._rows, len(rows), self.batch_rows, closed=self._context.closed)
         shape = self._decoder
         ledger = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
+        mean = -(-ledger.cells // len(rows))  # rows share the cache
+        check_room(shape, len(rows), mean, cache_bytes=4 if self._exact else 2)
         self._context.make_room(ledger.cells)
         self._rows = ledger
         return LlamaSession(self._context, shape, ledger)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import CUDA_GRAPH, DOCUMENTS_GRAPH, ONNX_GRAPH, Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.errors import DeviceError, EngineError
 
@@ -120,9 +121,11 @@ class OnnxEngine:
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._session is None)
-        shape = self._decoder
-        self._rows = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
-        return OnnxSession(self._session, shape, self._rows, self._place, twin=self.twin)
+        shape, item = self._decoder, self._place.cache.itemsize
+        fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
+        check_room(shape, len(rows), fresh.longest, cache_bytes=item)
+        self._rows = fresh
+        return OnnxSession(self._session, shape, fresh, self._place, twin=self.twin)
 
     def _differs_alone(self) -> bool:
         """Whether a row's numbers are others beside a twin."""
