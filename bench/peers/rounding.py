@@ -7,11 +7,9 @@ engine that its files are for. Cosines to the float reference; JSON lines, and a
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +17,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from peers.checkpoint_folder import write
-from peers.exporters import BUILDER, LLAMA_CPP_ROUTE, QUANTIZE, install
-from peers.process_tree import run
+from peers.int4 import quantize_by_builder, quantize_by_llama_cpp
 from t1_edge.build import GGUF_MODEL, GOLDEN, Build, Decoder, Format
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.opening import open_format
@@ -29,14 +25,11 @@ from t1_edge.golden import Golden, run_rows
 from t1_edge.vectors import cosines
 from t1_edge_bench.table import table
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.models import MODELS
 from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import SEARCH
 
 _NANO: Final = MODELS["nano"]
-_ROWS: Final = 4096
-"""Of a tensor, read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +68,19 @@ def ours(who: str, build: Build) -> Iterator[Row]:
 
 
 def llama_cpp(true: Build, golden: Golden, work: Path) -> Row:
-    """Q4_0 as `llama_model_quantize` makes it of the float GGUF."""
-    python = install(LLAMA_CPP_ROUTE, work)["python"]
-    folder = _empty(work / "llama.cpp")
-    _command([python, "-c", QUANTIZE, str(true.file(GGUF_MODEL)), str(folder / GGUF_MODEL)], work)
-    with closing(open_format(folder, "gguf", true.manifest.decoder, exact=False)) as engine:
+    """llama.cpp's own Q4_0 of the float GGUF."""
+    model = quantize_by_llama_cpp(true.file(GGUF_MODEL), work / "llama.cpp", work)
+    with closing(open_format(model.parent, "gguf", true.manifest.decoder, exact=False)) as engine:
         vectors = run_rows(engine, golden.rows)
-    size = (folder / GGUF_MODEL).stat().st_size
-    return _row("llama.cpp, Q4_0", "gguf", size, cosines(vectors, golden.vectors))
+    near = cosines(vectors, golden.vectors)
+    return _row("llama.cpp, Q4_0", "gguf", model.stat().st_size, near)
 
 
 def builder(checkpoint: Checkpoint, golden: Golden, work: Path) -> Row:
-    """Int4 as onnxruntime-genai's builder makes it of a float32 checkpoint."""
-    python = install(BUILDER, work)["python"]
-    folder, out = work / "float32", _empty(work / "builder")
-    write(folder, checkpoint.decoder, checkpoint.tokenizer, "float32", partial(_bytes, checkpoint))
-    module = ["-m", "onnxruntime_genai.models.builder", "-m", str(folder), "-o", str(out)]
-    options = ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
-    hidden = ["--extra_options", "include_hidden_states=1"]
-    _command([python, *module, *options, *hidden], work)
-    vectors = _run_graph(out / "model.onnx", checkpoint.decoder, golden.rows)
-    size = sum(path.stat().st_size for path in out.glob("model.onnx*"))
+    """The int4 of onnxruntime-genai's builder."""
+    graph = quantize_by_builder(checkpoint, work / "builder", work)
+    vectors = _run_graph(graph, checkpoint.decoder, golden.rows)
+    size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
     who = "onnxruntime-genai's builder, int4"
     return _row(who, "onnx", size, cosines(vectors, golden.vectors))
 
@@ -127,25 +112,6 @@ def _run_graph(graph: Path, decoder: Decoder, rows: Sequence[Sequence[int]]) -> 
         found.append(states.reshape(-1, decoder.hidden)[-1])
     vectors = np.stack(found)
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
-
-
-def _bytes(checkpoint: Checkpoint, spec: TensorSpec) -> Iterator[bytes]:
-    """A tensor in float32, some rows at a time."""
-    for start in range(0, spec.shape[0], _ROWS):
-        stop = min(start + _ROWS, spec.shape[0])
-        yield checkpoint.rows(spec.name, start, stop).astype("<f4").tobytes()
-
-
-def _command(command: Sequence[str], work: Path) -> None:
-    log = work / "rounding.log"
-    if run(command, log=log).returncode:
-        raise click.ClickException(f"{command[0]} failed: see {log}")
-
-
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 @click.command()

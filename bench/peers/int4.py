@@ -1,0 +1,85 @@
+"""Int4 files as llama.cpp and onnxruntime-genai's builder make them of float weights."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+
+from peers.checkpoint_folder import write
+from peers.exporters import BUILDER, LLAMA_CPP_ROUTE, QUANTIZE, install
+from peers.process_tree import run
+from t1_edge.build import GGUF_MODEL
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import TensorSpec
+
+BUILDER_GRAPH: Final = "model.onnx"
+"""What the builder names its graph; the weights lie beside it."""
+
+_ROWS: Final = 4096
+"""Of a tensor, read at once."""
+
+
+def quantize_by_llama_cpp(true: Path, folder: Path, work: Path) -> Path:
+    """Q4_0 as `llama_model_quantize` makes it of a float GGUF.
+
+    Args:
+        true: The float GGUF.
+        folder: Where the file goes; emptied first.
+        work: Where environments and the log are.
+
+    Returns:
+        The GGUF.
+
+    Raises:
+        click.ClickException: If quantizing fails; the log stays in `work`.
+    """
+    python = install(LLAMA_CPP_ROUTE, work)["python"]
+    found = _empty(folder) / GGUF_MODEL
+    _command([python, "-c", QUANTIZE, str(true), str(found)], work)
+    return found
+
+
+def quantize_by_builder(checkpoint: Checkpoint, folder: Path, work: Path) -> Path:
+    """Int4 as onnxruntime-genai's builder makes it of a float32 checkpoint.
+
+    Args:
+        checkpoint: The float weights.
+        folder: Where the files go; emptied first.
+        work: Where environments and the log are, and the checkpoint as the builder reads it.
+
+    Returns:
+        The graph, which gives logits and hidden states of every position.
+
+    Raises:
+        click.ClickException: If building fails; the log stays in `work`.
+    """
+    python = install(BUILDER, work)["python"]
+    whole, out = work / "float32", _empty(folder)
+    write(whole, checkpoint.decoder, checkpoint.tokenizer, "float32", partial(_bytes, checkpoint))
+    module = ["-m", "onnxruntime_genai.models.builder", "-m", str(whole), "-o", str(out)]
+    options = ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
+    hidden = ["--extra_options", "include_hidden_states=1"]
+    _command([python, *module, *options, *hidden], work)
+    return out / BUILDER_GRAPH
+
+
+def _bytes(checkpoint: Checkpoint, spec: TensorSpec) -> Iterator[bytes]:
+    """A tensor in float32, some rows at a time."""
+    for start in range(0, spec.shape[0], _ROWS):
+        stop = min(start + _ROWS, spec.shape[0])
+        yield checkpoint.rows(spec.name, start, stop).astype("<f4").tobytes()
+
+
+def _command(command: Sequence[str], work: Path) -> None:
+    log = work / "int4.log"
+    if run(command, log=log).returncode:
+        raise click.ClickException(f"{command[0]} failed: see {log}")
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
