@@ -161,7 +161,7 @@ def measure(peer: Peer, checkpoint: Path, work: Path) -> Row:
         peak_resident=max(one.peak_resident for one in taken),
         files={name: size for name, size in files.items() if size > _LARGE},
         between=between,
-        versions=_versions(Path(places["python"])),
+        versions=versions(Path(places["python"])),
     )
 
 
@@ -225,7 +225,8 @@ def _sources(python: Path, work: Path) -> Path:
     return found
 
 
-def _versions(python: Path) -> dict[str, str]:
+def versions(python: Path) -> dict[str, str]:
+    """What is installed beside a python, of all that matters here."""
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True
     )
