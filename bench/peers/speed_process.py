@@ -15,6 +15,8 @@ from peers.speed_wire import Answer, Command
 
 _BENCH: Final = Path(__file__).parents[1]
 
+_SECONDS_TO_END: Final = 10
+
 _FIRST: Final = """
 import sys
 from t1_edge import Encoder
@@ -77,8 +79,11 @@ class Worker:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # whoever measures was interrupted
+            self._process.kill()
+            self._process.communicate()
 
 
 def seconds_to_first_vector(build: Path, engine: str, threads: int, text: str) -> float:
