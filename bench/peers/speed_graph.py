@@ -6,6 +6,7 @@ Rows of like length run together, padded on the right. Hidden states are all tha
 that no logits are computed. It runs in the builder's environment.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,12 +38,14 @@ class Graph:
     """See `peers.speed_worker.Contestant`. Items are whole rows of documents.
 
     Args:
-        model: The builder's graph.
+        model: The builder's graph; its genai_config.json lies beside it.
         threads: CPU threads, if fewer are not faster.
     """
 
     def __init__(self, model: str, threads: int) -> None:
         self._model = model
+        config = json.loads(Path(model).with_name("genai_config.json").read_text())
+        self._width: int = config["model"]["decoder"]["head_size"]
         self._threads = threads
         self._opened = 0
         self._session: Any = None
@@ -84,8 +87,8 @@ class Graph:
         given = {"input_ids": ids, "attention_mask": mask}
         for entry in self._session.get_inputs():
             if entry.name not in given:
-                _, heads, _, width = entry.shape
-                given[entry.name] = np.empty((len(rows), heads, 0, width), np.float32)
+                heads = entry.shape[1]
+                given[entry.name] = np.empty((len(rows), heads, 0, self._width), np.float32)
         options = RunOptions()
         options.only_execute_path_to_fetches = True
         [states] = self._session.run(["hidden_states"], given, options)
