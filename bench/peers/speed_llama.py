@@ -65,7 +65,7 @@ class Ordinary:
         self._budget = tasks.budget
         self._ending = tasks.ending
         self._embedders: dict[Settings, Any] = {}
-        self._chosen: dict[Work, Any] = {}
+        self._chosen: dict[Work, Settings] = {}
         self._generator: Any = None
 
     def prepare(self, work: Work, items: Sequence[Sequence[int]]) -> str:
@@ -79,12 +79,15 @@ class Ordinary:
             from llama_cpp import Llama
 
             self._generator = Llama(n_ctx=_CONTEXT, **self._common)
-        self._chosen[work] = self._embedder(settings)
+        self._chosen[work] = settings
+        for unused in self._embedders.keys() - set(self._chosen.values()):
+            self._embedders.pop(unused).close()
+        self._embedder(settings)  # so that nothing is loaded once the clock runs
         return str(settings)
 
     def run(self, work: Work, items: Sequence[Sequence[int]]) -> Float32Array:
         """Embed documents together, or think about queries one after another."""
-        embedder = self._chosen[work]
+        embedder = self._embedder(self._chosen[work])
         if work in ("passages", "facts"):
             return self._embed(items, embedder)
         return np.concatenate([self._embed([self._think(row)], embedder) for row in items])
