@@ -122,6 +122,7 @@ def main(work: Path) -> None:
     checkpoint = _NANO.open(click.echo)
     request = _NANO.request(checkpoint, ("onnx", "gguf"))
     whole = replace(request, formats=("gguf",), profile="float", quantizer=SEARCH, budget=None)
+    whole = replace(whole, documents=False)
     true = export(checkpoint, replace(whole, destination=work / "float"))
     golden = Golden.load(true.file(GOLDEN))
     shipped = export(checkpoint, replace(request, destination=work / "nano"))

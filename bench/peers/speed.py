@@ -29,14 +29,14 @@ from peers.speed_process import Worker, seconds_to_first_vector
 from peers.speed_report import Measured, Near, Sample, comparison, figures
 from peers.speed_texts import facts, passages, queries, read, tasks
 from peers.speed_wire import Command, Tasks, Work, groups
+from t1_edge.bandwidth import read_bandwidth
 from t1_edge.build import TOKENIZER
 from t1_edge.contract import Codec
 from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Float32Array
-from t1_edge.engines.select import available_threads
+from t1_edge.machine import available_threads
 from t1_edge.tokenization import TextTokenizer
 from t1_edge.vectors import cosines
-from t1_edge_bench.bandwidth import read_bandwidth
 from t1_edge_export.reference_engine import ReferenceEngine
 
 _COMPARED: Final = 16

@@ -89,7 +89,7 @@ def _kept(checkpoint: Checkpoint, request: Request) -> Build:
         found = Build(request.destination)
     except BuildError:
         return export(checkpoint, request)
-    same = found.manifest.contract == request.contract
+    same = found.manifest.contract == request.contract and found.has_documents_graph
     if same and found.manifest.tools.get("t1-edge") == __version__:
         return found
     return export(checkpoint, request)
@@ -98,7 +98,9 @@ def _kept(checkpoint: Checkpoint, request: Request) -> Build:
 def _gguf(checkpoint: Checkpoint, request: Request, folder: Path, work: Path) -> Path:
     out = folder / "llama.cpp"
     if not (out / _WHOLE).exists():
-        whole = replace(request, formats=("gguf",), profile="float", quantizer=SEARCH)
+        whole = replace(
+            request, formats=("gguf",), profile="float", quantizer=SEARCH, documents=False
+        )
         true = export(checkpoint, replace(whole, destination=folder / "float"))
         quantize_by_llama_cpp(true.file(GGUF_MODEL), out, work)
         (out / _WHOLE).touch()

@@ -3,14 +3,18 @@
 Under the user's cache directory, or under `T1_EDGE_CACHE` where that is set:
 `checkpoints/NAME/` holds float weights, `builds/NAME/` builds that the user exported,
 `models/NAME/` those of models that come with t1-edge, `vectors/` the bench's document vectors,
-`checked/` notes which build was self-tested on which engine, `queries.sqlite` keeps vectors and
-thoughts of queries.
+`checked/` notes which build was self-tested on which engine, `probed/`, `races/` and `twins/` what
+engines were found to do here, `queries.sqlite` keeps vectors and thoughts of queries.
 """
 
+import hashlib
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import msgspec
 import platformdirs
 
 from t1_edge.build import MANIFEST
@@ -23,6 +27,9 @@ QUERIES: Final = "queries.sqlite"
 
 _LONGEST_NAME: Final = 200
 """Bytes: what file systems allow, less what staging puts around a name."""
+
+
+Found = TypeVar("Found")
 
 
 def cache_dir() -> Path:
@@ -83,6 +90,39 @@ def find_build(name_or_path: str | Path) -> Path:
     if len(path.parts) == 1 and os.path.isfile(kept / path / MANIFEST):
         return kept / path
     raise CacheError(f"no build {name!r}: {_instead(path, name)}")
+
+
+def remembered(
+    kind: str,
+    key: object,
+    type: type[Found],
+    find: Callable[[], Found],
+    *,
+    again: bool = False,
+    keep: Callable[[Found], bool] = lambda found: True,
+) -> Found:
+    """What was found for a key at an earlier time, or what is found now.
+
+    Args:
+        kind: The directory in the cache.
+        key: All that it depends on; JSON is made of it.
+        type: Of what is found, likewise.
+        find: Called if the cache does not know; what it raises is raised.
+        again: Call it in any case.
+        keep: Whether to keep what it found.
+    """
+    name = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:32]
+    path = cache_dir() / kind / f"{name}.json"
+    if not again:
+        with suppress(OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(path.read_bytes(), type=type)
+    found = find()
+    if keep(found):
+        # A cache that cannot be written costs another time, nothing else.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(msgspec.json.encode(found))
+    return found
 
 
 def cached_builds() -> list[Path]:

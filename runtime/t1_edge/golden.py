@@ -6,10 +6,7 @@ pickle. Its arrays: `tokens` int32 [total], `offsets` int64 [n + 1] into them, `
 [n, d], `texts` and `thoughts` str [n], `roles` str [n] ("query" or "document").
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from t1_edge.build import GOLDEN, Build
-from t1_edge.cache import cache_dir
+from t1_edge.cache import remembered
 from t1_edge.engines.base import Engine, Float32Array
 from t1_edge.errors import BuildError, EngineError
 from t1_edge.vectors import cosines, normalised
@@ -132,17 +129,6 @@ def check_once(build: Build, engine: Engine) -> None:
         BuildError: See `check`.
         EngineError: See `check`.
     """
-    mark = cache_dir() / "checked" / _key(build, engine)
-    if mark.exists():
-        return
-    worst = check(build, engine, rows=_AT_LOAD)
-    # A cache that cannot be written costs a second check, nothing else.
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(f"{build.path.resolve()} {worst:.6f}\n", encoding="utf-8")
-
-
-def _key(build: Build, engine: Engine) -> str:
-    """Changes with the build's files, and with what runs them."""
-    where = [str(build.path.resolve()), engine.info.library, engine.info.device]
-    return hashlib.sha256(json.dumps([build.state(), where]).encode()).hexdigest()[:32]
+    info = engine.info
+    key = [build.state(), str(build.path.resolve()), info.library, info.device]
+    remembered("checked", key, float, lambda: check(build, engine, rows=_AT_LOAD))

@@ -8,6 +8,7 @@ the tokenizer that reads text, and are known only as names with an id: a documen
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -30,8 +31,8 @@ class TextTokenizer:
             parts = json.loads(definition)
             self._specials = {t["content"]: int(t["id"]) for t in parts["added_tokens"]}
             nothing = {"post_processor": None, "truncation": None, "padding": None}
-            self._plain = Tokenizer.from_str(json.dumps(parts | nothing | {"added_tokens": []}))
-            self._whole = Tokenizer.from_str(json.dumps(parts | nothing))
+            self._parts = parts | nothing
+            self._plain = Tokenizer.from_str(json.dumps(self._parts | {"added_tokens": []}))
         except Exception as e:  # the library raises bare Exception
             raise BuildError(f"not a tokenizer.json that can be read: {e}") from e
         longest_first = sorted(self._specials, key=len, reverse=True)
@@ -48,6 +49,11 @@ class TextTokenizer:
             return cls(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, BuildError) as e:
             raise BuildError(f"{path}: {e}") from e
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        """With its special tokens: for decoding, and made when something is first decoded."""
+        return Tokenizer.from_str(json.dumps(self._parts))
 
     @property
     def size(self) -> int:

@@ -6,14 +6,14 @@ copies no cache. Padding and peeked tokens are written behind a row's end in tha
 next token overwrites them: peeking needs nothing undone.
 
 On some processors (AVX2 without VNNI) one row is multiplied by other kernels than several, whose
-sums are rounded otherwise, and activations of 8 bits make much of little. Where a probe at load
-shows that, a single row steps beside a twin of padding, so that a query alone thinks what it thinks
-in a batch.
+sums are rounded otherwise, and activations of 8 bits make much of little. Where a probe shows that,
+a single row steps beside a twin of padding, so that a query alone thinks what it thinks in a batch.
 
 What ONNX Runtime cannot run on a device it gives to the CPU, and says nothing. So it is asked which
 node went where, and a node that went elsewhere is an error.
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import CUDA_GRAPH, DOCUMENTS_GRAPH, ONNX_GRAPH, Decoder
+from t1_edge.cache import remembered
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.errors import DeviceError, EngineError
+from t1_edge.machine import processor
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -94,7 +96,7 @@ class OnnxEngine:
         place: Where it runs.
 
     Attributes:
-        twin: Whether a single row steps beside a row of padding; what a probe at load found.
+        twin: Whether a single row steps beside a row of padding; what a probe found here.
 
     Raises:
         DeviceError: If ONNX Runtime would run a part of the graph elsewhere.
@@ -116,7 +118,7 @@ class OnnxEngine:
         self._session = _open(directory / place.graph, threads, place)
         library = f"onnxruntime {onnxruntime.__version__}{place.note}"
         self.info = EngineInfo(engine="onnx", library=library, device=place.device, threads=threads)
-        self.twin = place == PLACES["cpu"] and self._differs_alone()
+        self.twin = place == PLACES["cpu"] and self._needs_twin(directory / place.graph)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
@@ -126,6 +128,12 @@ class OnnxEngine:
         check_room(shape, len(rows), fresh.longest, cache_bytes=item)
         self._rows = fresh
         return OnnxSession(self._session, shape, fresh, self._place, twin=self.twin)
+
+    def _needs_twin(self, graph: Path) -> bool:
+        """Whether a single row should step beside a twin, as a probe found once for a machine."""
+        made = [str(graph.resolve()), graph.stat().st_mtime_ns]
+        here = [self.info.library, platform.node(), processor().name, self.info.threads]
+        return remembered("twins", [made, here], bool, self._differs_alone)
 
     def _differs_alone(self) -> bool:
         """Whether a row's numbers are others beside a twin."""

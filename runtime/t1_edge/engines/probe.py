@@ -8,7 +8,6 @@ it, so that the probe runs in one of its own:
 The build is a random Llama of one block, made by recipes/probe.
 """
 
-import contextlib
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Final
 import msgspec
 
 from t1_edge.build import Build, Format
-from t1_edge.cache import cache_dir
+from t1_edge.cache import remembered
 from t1_edge.engines.devices import DeviceName, obstacle
 from t1_edge.engines.nvidia import nvidia_driver
 from t1_edge.engines.opening import library_of, open_format
@@ -90,16 +89,13 @@ def has_run(format: Format, device: DeviceName) -> bool:
         device: Where.
     """
     driver = nvidia_driver().cuda if device == "cuda" else ()
-    name = f"{device} {'.'.join(map(str, driver))} {library_of(format)}".replace(" ", "-")
-    mark = cache_dir() / "probed" / name
-    if mark.exists():
-        return True
-    found = probe(format, device)
-    if found.ran:
-        with contextlib.suppress(OSError):  # or else it is tried again
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(f"{found.seconds:.3f}\n", encoding="utf-8")
-    return found.ran
+    return remembered(
+        "probed",
+        [device, driver, library_of(format)],
+        bool,
+        lambda: probe(format, device).ran,
+        keep=lambda ran: ran,
+    )
 
 
 def _run(format: Format, device: DeviceName) -> Probe:

@@ -1,17 +1,13 @@
 """Which of two engines is the faster one, here: a short measurement, kept in the cache."""
 
-import contextlib
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
-import msgspec
-
 from t1_edge.build import GOLDEN, Build
-from t1_edge.cache import cache_dir
+from t1_edge.cache import remembered
 from t1_edge.engines.base import Engine
 from t1_edge.golden import Golden
 from t1_edge.machine import processor
@@ -44,18 +40,13 @@ def race(
         EngineError: If an engine cannot be opened, or fails.
     """
     machine = [platform.node(), processor().name]
-    what = msgspec.json.encode([build.state(), machine, list(contestants), key])
-    path = cache_dir() / "races" / f"{hashlib.sha256(what).hexdigest()[:32]}.json"
-    if not again:
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
-    rows = [row[:_TOKENS] for row in Golden.load(build.file(GOLDEN)).rows[:_ROWS]]
-    found = {name: _time(opener, work, rows) for name, opener in contestants.items()}
-    # A cache that cannot be written costs another measurement, nothing else.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.encode(found))
-    return found
+    what = [build.state(), machine, list(contestants), key]
+
+    def run() -> dict[str, float]:
+        rows = [row[:_TOKENS] for row in Golden.load(build.file(GOLDEN)).rows[:_ROWS]]
+        return {name: _time(opener, work, rows) for name, opener in contestants.items()}
+
+    return remembered("races", what, dict[str, float], run, again=again)
 
 
 def read(engine: Engine, rows: Rows) -> None:
