@@ -90,7 +90,7 @@ class TextTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special ones spelled out."""
-        return str(self._whole.decode(list(tokens), skip_special_tokens=False))
+        return str(self._whole.decode(list(tokens), skip_special_tokens=False)) if tokens else ""
 
     def _encode(self, text: str) -> Encoding:
         return self._plain.encode(text, add_special_tokens=False)

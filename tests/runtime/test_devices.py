@@ -65,16 +65,17 @@ def test_a_driver_without_a_gpu_says_why(driver: RecordedDriver, reason: str) ->
 
 def _wheel(folder: Path, name: str) -> None:
     """What pip leaves of a distribution that it has installed."""
-    info = folder / f"{name.replace('-', '_')}-1.32.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.32.0\n")
+    (folder / f"{name.replace('-', '_')}-1.32.0.dist-info").mkdir(parents=True)
 
 
 def test_both_wheels_of_onnx_runtime_are_refused_even_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_build: Callable[..., Build]
 ) -> None:
+    assert (devices._packages() / "onnxruntime").is_dir()
+    monkeypatch.setattr(devices, "_packages", lambda: tmp_path)
+    _wheel(tmp_path, "onnxruntime")
+    assert devices.obstacle("onnx", "cpu") is None
     _wheel(tmp_path, "onnxruntime-gpu")
-    monkeypatch.syspath_prepend(str(tmp_path))
     build = tiny_build("llama", "portable")
     for device in ("cpu", "cuda"):
         with pytest.raises(DeviceError, match=r"both installed .* pip uninstall"):

@@ -5,7 +5,7 @@ Nothing is run: what is found here is what can be known before. Whether a device
 """
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final, Literal
 
 from t1_edge.build import Format
@@ -75,7 +75,8 @@ def _llama_obstacle(device: DeviceName) -> str | None:
 
 def _both_wheels() -> str | None:
     """The two wheels of ONNX Runtime overwrite one another's files."""
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+    installed = {path.name.partition("-")[0] for path in _packages().glob("onnxruntime*.dist-info")}
+    if {"onnxruntime", "onnxruntime_gpu"} <= installed:
         return (
             "onnxruntime and onnxruntime-gpu are both installed and have overwritten one another: "
             "pip uninstall onnxruntime onnxruntime-gpu, then install one of t1-edge[cpu] and "
@@ -84,11 +85,11 @@ def _both_wheels() -> str | None:
     return None
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+def _packages() -> Path:
+    """Where pip has put ONNX Runtime: beside what it noted of it."""
+    import onnxruntime
+
+    return Path(onnxruntime.__file__).parents[1]
 
 
 def _wheel_cuda() -> int | None:
