@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array
 from t1_edge.engines.select import Device, EngineChoice, open_engine
-from t1_edge.errors import InputError
+from t1_edge.errors import BuildError, InputError
 from t1_edge.golden import check_once
 from t1_edge.passes import Passes
 from t1_edge.query_cache import CachedQuery, QueryCache, key_of
@@ -24,7 +26,9 @@ from t1_edge.tokenization import TextTokenizer
 class Encoder:
     """A build, opened by an engine. Calls from several threads take turns.
 
-    Most callers use `Encoder.load`.
+    Most callers use `Encoder.load`. What it gave can be pickled: who unpickles it opens the same
+    build by itself, weights and all, on the same engine. So hand it to a process as it starts
+    (`Pool(initializer=...)`), and not with each task. A forked process cannot use one; `spawn` it.
 
     Args:
         codec: Text to token rows.
@@ -48,6 +52,7 @@ class Encoder:
         self.hidden = hidden
         self._passes = Passes(codec, engine)
         self._cache = cache
+        self._again: Callable[[], Encoder] | None = None
 
     @classmethod
     def load(
@@ -90,7 +95,16 @@ class Encoder:
             raise
         hidden = manifest.decoder.hidden
         kept = QueryCache(cache_dir() / QUERIES) if cache else None
-        return cls(codec, running, fingerprint=manifest.fingerprint, hidden=hidden, cache=kept)
+        loaded = cls(codec, running, fingerprint=manifest.fingerprint, hidden=hidden, cache=kept)
+        loaded._again = partial(
+            cls.load,
+            opened.path.resolve(),
+            engine=cast(EngineChoice, running.info.engine),
+            device=cast(Device, running.info.device),
+            threads=threads,
+            cache=cache,
+        )
+        return loaded
 
     @property
     def info(self) -> EngineInfo:
@@ -284,7 +298,11 @@ class Encoder:
         self._passes.close()
         if self._cache is not None:
             self._cache.close()
-            self._cache = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._again is None:
+            raise InputError("only an encoder that `Encoder.load` gave can be pickled")
+        return _load_again, (self._again, self.fingerprint)
 
     def __enter__(self) -> "Encoder":
         return self
@@ -337,6 +355,15 @@ class Encoder:
                 f"{len(long)} of {len(rows)} documents have more than {limit} tokens, the first "
                 f"is texts[{long[0]}]: split them, or call embed_documents(..., truncate=True)"
             )
+
+
+def _load_again(load: Callable[[], Encoder], fingerprint: str) -> Encoder:
+    """An encoder that was pickled; its vectors compare with those of the one it was."""
+    loaded = load()
+    if loaded.fingerprint != fingerprint:
+        loaded.close()
+        raise BuildError("a pickled encoder's build was exported again: its vectors are others now")
+    return loaded
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
