@@ -1,13 +1,20 @@
-"""How fast this machine reads memory: the ceiling of thinking, which reads every weight a step."""
+"""How fast this machine reads memory: the ceiling of thinking, which reads every weight a step.
 
+And how much of it this process has.
+"""
+
+import os
 import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from t1_edge.errors import InputError
 
 _BYTES: Final = 512 * 2**20  # far more than any cache holds
 _REPEATS: Final = 5
@@ -42,3 +49,21 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Memory that this process has resident now, in bytes.
+
+    Raises:
+        InputError: If this system has no /proc to read it from.
+    """
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError as e:
+        raise InputError(f"resident memory is read from /proc/self/statm: {e.strerror}") from e
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> int:
+    """File descriptors that this process has now; it reads /proc."""
+    return len(os.listdir("/proc/self/fd"))
