@@ -56,6 +56,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # it would keep a plan for every shape there ever was
         providers = ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=providers)
