@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -13,19 +14,21 @@ from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array
 from t1_edge.engines.select import Device, EngineChoice, open_engine, open_reader
-from t1_edge.errors import InputError
+from t1_edge.errors import BuildError, InputError
 from t1_edge.golden import check_once
 from t1_edge.passes import Passes
 from t1_edge.query_cache import CachedQuery, QueryCache, key_of
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thought
-from t1_edge.tokenization import TextTokenizer
+from t1_edge.tokenization import TextTokenizer, check_texts
 
 
 class Encoder:
     """A build, opened by an engine. Calls from several threads take turns.
 
-    Most callers use `Encoder.load`.
+    Most callers use `Encoder.load`. What it gave can be pickled: who unpickles it opens the same
+    build by itself, weights and all, on the same engine. So hand it to a process as it starts
+    (`Pool(initializer=...)`), and not with each task. A forked process cannot use one; `spawn` it.
 
     Args:
         codec: Text to token rows.
@@ -52,6 +55,7 @@ class Encoder:
         self.hidden = hidden
         self._passes = Passes(codec, engine, reader)
         self._cache = cache
+        self._again: Callable[[], Encoder] | None = None
 
     @classmethod
     def load(
@@ -94,14 +98,23 @@ class Encoder:
             raise
         hidden = manifest.decoder.hidden
         kept = QueryCache(cache_dir() / QUERIES) if cache else None
-        return cls(
+        loaded = cls(
             codec,
             running,
             fingerprint=manifest.fingerprint,
             hidden=hidden,
             cache=kept,
-            reader=partial(_open_reader, opened, running),
+            reader=partial(open_reader, opened, running),
         )
+        loaded._again = partial(
+            cls.load,
+            opened.path.resolve(),
+            engine=cast(EngineChoice, running.info.engine),
+            device=cast(Device, running.info.device),
+            threads=threads,
+            cache=cache,
+        )
+        return loaded
 
     @property
     def info(self) -> EngineInfo:
@@ -220,11 +233,10 @@ class Encoder:
                     "a given thought is read, not written: no budget, no deadline, no settling"
                 )
             given = self._given(thoughts, len(texts))
-        _check_batch(batch_size)
+        check_texts(texts, batch_size)
         batch_size = min(batch_size, self._passes.most_rows)
         budget = self._budget(budget)
         until = None if deadline is None else time.monotonic() + deadline
-        _refuse_one(texts)
         rows = [self.codec.query(text) for text in texts]
         if given is not None:
             return [
@@ -289,10 +301,8 @@ class Encoder:
                 surrogate, the batch size is below 1, or `texts` is one string.
             EngineError: If the engine fails, or a vector is not one.
         """
-        if batch_size is not None:
-            _check_batch(batch_size)
+        check_texts(texts, batch_size)
         began = time.monotonic()
-        _refuse_one(texts)
         rows = [self.codec.document(text) for text in texts]
         if not truncate:
             self._refuse_long(rows)
@@ -312,7 +322,11 @@ class Encoder:
         self._passes.close()
         if self._cache is not None:
             self._cache.close()
-            self._cache = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._again is None:
+            raise InputError("only an encoder that `Encoder.load` gave can be pickled")
+        return _load_again, (self._again, self.fingerprint)
 
     def __enter__(self) -> "Encoder":
         return self
@@ -367,28 +381,14 @@ class Encoder:
             )
 
 
-def _open_reader(build: Build, engine: Engine) -> Engine | None:
-    """What reads a build's documents in its engine's place, its golden vectors checked."""
-    reader = open_reader(build, engine)
-    if reader is not None:
-        try:
-            check_once(build, reader)
-        except BaseException:
-            reader.close()
-            raise
-    return reader
+def _load_again(load: Callable[[], Encoder], fingerprint: str) -> Encoder:
+    """An encoder that was pickled; its vectors compare with those of the one it was."""
+    loaded = load()
+    if loaded.fingerprint != fingerprint:
+        loaded.close()
+        raise BuildError("a pickled encoder's build was exported again: its vectors are others now")
+    return loaded
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(at, at + size) for at in range(0, count, size))
-
-
-def _check_batch(size: int) -> None:
-    if size < 1:
-        raise InputError(f"batch_size must be 1 or more, not {size}")
-
-
-def _refuse_one(texts: Sequence[str]) -> None:
-    """A string is a sequence of strings too: its letters."""
-    if isinstance(texts, str):
-        raise InputError("texts is one string, and each letter would be a text: give [text]")

@@ -87,6 +87,16 @@ def total_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def resident_bytes() -> int:
+    """Memory that this process has resident now, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def open_files() -> int:
+    """File descriptors that this process has now."""
+    return int(psutil.Process().num_fds())
+
+
 def peak_resident_bytes() -> int:
     """Most memory that this process ever had resident, in bytes."""
     import resource

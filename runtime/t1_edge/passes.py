@@ -5,10 +5,13 @@ run more threads together than there are cores.
 """
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Final
 
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
@@ -17,6 +20,10 @@ from t1_edge.errors import EngineError
 from t1_edge.results import QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thinking, Thought, think
 from t1_edge.vectors import normalised
+
+_STREAM: Final[ContextVar[object]] = ContextVar("_STREAM", default=None)
+"""The stream that this context began last. Not the thread: web servers take each vector of a stream
+in another one, and have the one that began it do other work."""
 
 
 class Passes:
@@ -37,7 +44,8 @@ class Passes:
         self._open_reader: Callable[[], Engine | None] | None = reader
         self._reader = engine
         self._lock = threading.Lock()
-        self._streaming: int | None = None  # the thread that began a stream which is still open
+        self._stream: object = None  # the one that is open
+        self._process = os.getpid()
 
     @property
     def info(self) -> EngineInfo:
@@ -108,13 +116,14 @@ class Passes:
             EngineError: As `think`.
         """
         with self._turn():
-            self._streaming = threading.get_ident()
+            self._stream = object()
+            _STREAM.set(self._stream)
             try:
                 with self._engine.start([row.tokens], room=budget + 2) as session:
                     thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
                     yield from self._follow(row, session, thinking, every)
             finally:
-                self._streaming = None
+                self._stream = None
 
     def read_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
         """Embed queries together, each behind a thought that is given.
@@ -196,7 +205,7 @@ class Passes:
 
     def close(self) -> None:
         """Free the engine once what runs has ended; under a stream of this thread, at once."""
-        if self._streaming == threading.get_ident():
+        if self._is_under_stream():
             self._close()
             return
         with self._lock:
@@ -216,13 +225,25 @@ class Passes:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait for the engine; a thread would wait for its own stream for ever."""
-        if self._streaming == threading.get_ident():
+        """Wait for the engine; a thread would wait for its own stream for ever.
+
+        So would a forked process, for threads that it does not have.
+        """
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this encoder belongs to the process that this one was forked from: load one here, "
+                'or start processes by "spawn"'
+            )
+        if self._is_under_stream():
             raise EngineError(
                 "a stream of this thread is still open: take its last vector, or close it"
             )
         with self._lock:
             yield
+
+    def _is_under_stream(self) -> bool:
+        """Whether who calls has a stream open."""
+        return self._stream is not None and _STREAM.get() is self._stream
 
     def _cores(self) -> AbstractContextManager[None]:
         """While the engine computes."""

@@ -6,6 +6,7 @@ are. What cannot be read or written is computed as if there were no cache.
 """
 
 import hashlib
+import os
 import sqlite3
 import threading
 import time
@@ -74,6 +75,8 @@ def key_of(*parts: object) -> bytes:
 class QueryCache:
     """A file of queries. Calls from several threads take turns, and so do processes.
 
+    Once closed, and in a process that was forked, it knows and keeps nothing.
+
     Args:
         path: Of the file; made, with its folder, when it is first asked. One that is damaged is
             begun anew.
@@ -86,6 +89,8 @@ class QueryCache:
         self._most = most
         self._patience = patience
         self._turn = threading.Lock()
+        self._closed = False
+        self._process = os.getpid()  # SQLite's files do not survive a fork
         self._connection: sqlite3.Connection | None = None
 
     def get(self, key: bytes) -> CachedQuery | None:
@@ -119,13 +124,18 @@ class QueryCache:
         self._do(keep)
 
     def close(self) -> None:
-        """Close the file; it is opened again when it is asked."""
+        """Close the file for good."""
         with self._turn:
+            self._closed = True
             self._close()
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Work on the file in one transaction; nothing if there is no working on it."""
+        if os.getpid() != self._process:
+            return None
         with self._turn:
+            if self._closed:
+                return None
             try:
                 with self._opened() as file:
                     return work(file)

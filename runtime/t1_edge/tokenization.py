@@ -111,3 +111,16 @@ def check_text(text: str) -> None:
             f"the text has a lone surrogate (U+{ord(text[e.start]):04X}) at character {e.start}; "
             "replace or remove it"
         ) from e
+
+
+def check_texts(texts: Sequence[str], batch_size: int | None = None) -> None:
+    """Whether a caller's texts are several, and run in batches of something.
+
+    Raises:
+        InputError: If they are one string, which is a sequence of strings too, its letters; or the
+            batch size is below 1.
+    """
+    if isinstance(texts, str):
+        raise InputError("texts is one string, and each letter would be a text: give [text]")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")

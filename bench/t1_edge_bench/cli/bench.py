@@ -1,6 +1,6 @@
 """`t1-edge bench`: what a build finds, and what it costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ from t1_edge.cli import options
 from t1_edge.cli.output import progress, put_json, say
 
 if TYPE_CHECKING:
+    from t1_edge.build import Format
     from t1_edge_bench.latency import LatencyRow
     from t1_edge_bench.quality import QualityRow
+    from t1_edge_bench.soak import SoakRow
 
 
 class _Budgets(click.ParamType[list[int]]):
@@ -107,17 +109,128 @@ def latency(
     """Load, prefill, thinking, time to vector, memory; each engine in a process of its own."""
     import msgspec
 
-    from t1_edge.build import Build
-    from t1_edge.cache import find_build
-    from t1_edge.engines.opening import usable_formats
     from t1_edge_bench.latency import latency as measure
 
-    engines = usable_formats(Build(find_build(build))) if engine == "auto" else [engine]
-    rows = [measure(build, budgets, engine=name, threads=threads, say=say) for name in engines]
+    rows = [
+        measure(build, budgets, engine=name, threads=threads, say=say)
+        for name in _engines(build, engine)
+    ]
     if as_json:
         put_json({"rows": msgspec.to_builtins(rows, str_keys=True)})
     else:
         click.echo(_latency_table(rows))
+
+
+@bench.command()
+@options.build
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="How long each engine works.",
+)
+@click.option(
+    "--max-growth",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="How much more memory may be resident in the last tenth of the time than in the second.",
+)
+@click.option("--seed", default=0, show_default=True, help="What the work is drawn from.")
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Keep what each pause found, as JSON lines.",
+)
+@options.engine
+@options.threads
+@options.as_json
+def soak(
+    build: str,
+    seconds: float,
+    max_growth: float,
+    seed: int,
+    samples: Path | None,
+    engine: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Mixed work for an hour; fails if memory grew, or anything went wrong that should not.
+
+    Four threads call one encoder: queries at several budgets, documents, deadlines, streams that
+    are given up, thoughts that settle or are given, and calls that must be refused. Each engine
+    runs in a process of its own. Memory is read in a hundred pauses, from /proc.
+    """
+    import msgspec
+
+    from t1_edge.errors import EngineError
+    from t1_edge_bench.soak import soak as work
+
+    rows = []
+    for name in _engines(build, engine):
+        say(f"{name} works for {seconds:g} s")
+        rows.append(work(build, engine=name, seconds=seconds, threads=threads, seed=seed))
+    if samples:
+        _keep_samples(samples, rows)
+    if as_json:
+        put_json({"rows": msgspec.to_builtins(rows)})
+    else:
+        click.echo(_soak_table(rows))
+    wrong = [error for row in rows for error in row.errors]
+    wrong += [
+        f"{row.library} has {row.growth:.2%} more memory resident than when it was warm"
+        for row in rows
+        if row.growth * 100 > max_growth
+    ]
+    if wrong:
+        raise EngineError("; ".join(wrong))
+
+
+def _engines(build: str, engine: Any) -> "Sequence[Format]":
+    """Those that are asked for: each that can drive the build, if none is named."""
+    from t1_edge.build import Build
+    from t1_edge.cache import find_build
+    from t1_edge.engines.opening import usable_formats
+
+    return usable_formats(Build(find_build(build))) if engine == "auto" else [engine]
+
+
+def _keep_samples(path: Path, rows: list["SoakRow"]) -> None:
+    import msgspec
+
+    lines = [
+        msgspec.json.encode({"library": row.library} | msgspec.to_builtins(sample))
+        for row in rows
+        for sample in row.samples
+    ]
+    try:
+        path.write_bytes(b"\n".join([*lines, b""]))
+    except OSError as e:
+        raise click.FileError(str(path), e.strerror or str(e)) from e
+
+
+def _soak_table(rows: list["SoakRow"]) -> str:
+    from t1_edge_bench.table import table
+
+    figures: list[tuple[str, Callable[[SoakRow], str]]] = [
+        ("seconds", lambda r: f"{r.seconds:,.0f}"),
+        ("calls", lambda r: f"{sum(r.operations.values()):,}"),
+        *(_calls(kind) for kind in rows[0].operations),
+        ("errors", lambda r: str(len(r.errors))),
+        ("resident when warm, MB", lambda r: f"{r.warm / 1e6:,.1f}"),
+        ("resident at the end, MB", lambda r: f"{r.end / 1e6:,.1f}"),
+        ("growth", lambda r: f"{r.growth:.2%}"),
+        ("open files when warm, at the end", lambda r: f"{r.files[0]:g}, {r.files[1]:g}"),
+        ("peak resident, MB", lambda r: f"{r.peak_resident / 1e6:,.0f}"),
+    ]
+    lines = [[name, *(read(row) for row in rows)] for name, read in figures]
+    return table(["", *(row.library for row in rows)], lines)
+
+
+def _calls(kind: str) -> "tuple[str, Callable[[SoakRow], str]]":
+    return f"  {kind}", lambda row: f"{row.operations.get(kind, 0):,}"
 
 
 def _quality_table(rows: list["QualityRow"]) -> str:

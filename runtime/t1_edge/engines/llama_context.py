@@ -5,7 +5,9 @@ of a batch; so they are switched on for a decode that wants hidden states, and o
 """
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class Context:
-    """A model's weights and one cache for all rows.
+    """A model's weights and one cache for all rows; freed when it is closed, or forgotten.
 
     Args:
         model: A build's model.gguf.
@@ -66,6 +68,11 @@ class Context:
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
         if not self._model:
             raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
+        self._held = ExitStack()
+        self._held.callback(self._api.llama_model_free, self._model)
+        self._held_cache = self._held.enter_context(ExitStack())
+        # What is forgotten is freed, too; not at the end of the process, where a thread may decode.
+        weakref.finalize(self, self._held.close).atexit = False
         self._check_shape(model, decoder)
 
     @property
@@ -107,7 +114,9 @@ class Context:
             raise EngineError(
                 f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
             )
+        self._held_cache.callback(api.llama_free, self._context)
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
+        self._held_cache.callback(api.llama_batch_free, self._batch)
 
     def share_prefix(self, rows: int, tokens: int) -> None:
         """Let the first tokens in row 0's cache belong to every row: nothing is copied."""
@@ -150,9 +159,8 @@ class Context:
     def close(self) -> None:
         """Free the cache and the weights."""
         self._free_context()
-        if self._model:
-            self._api.llama_model_free(self._model)
-            self._model = None
+        self._held.close()
+        self._model = None
 
     @property
     def _memory(self) -> Any:
@@ -193,9 +201,7 @@ class Context:
             batch.logits[index] = entry.output
 
     def _free_context(self) -> None:
-        if self._context:
-            self._api.llama_free(self._context)
-            self._api.llama_batch_free(self._batch)
+        self._held_cache.close()
         self._context, self._batch, self._cells = None, None, 0
 
     def _check_shape(self, model: Path, decoder: Decoder) -> None:

@@ -264,6 +264,7 @@ def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSess
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # it would keep a plan for every shape there ever was
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=[place.provider])

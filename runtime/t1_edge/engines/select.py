@@ -19,6 +19,7 @@ from t1_edge.engines.opening import (
 from t1_edge.engines.probe import has_run
 from t1_edge.engines.race import Opener, race, read, read_and_write
 from t1_edge.errors import BuildError, DeviceError, InputError
+from t1_edge.golden import check_once
 from t1_edge.machine import available_threads
 
 EngineChoice = Literal["auto", "onnx", "gguf"]
@@ -84,7 +85,7 @@ def open_reader(build: Build, engine: Engine) -> Engine | None:
 
     Raises:
         BuildError: If the build's golden rows are damaged.
-        EngineError: If ONNX Runtime refuses the graph, or fails.
+        EngineError: If ONNX Runtime refuses the graph, or fails, or golden vectors do not come out.
     """
     info = engine.info
     if not build.has_documents_graph or (info.engine, info.device) != ("onnx", "cpu"):
@@ -95,6 +96,7 @@ def open_reader(build: Build, engine: Engine) -> Engine | None:
         "documents": lambda: nullcontext(reader),
     }
     try:
+        check_once(build, reader)
         seconds = race(build, contestants, read, [info.threads, info.library])
         faster = seconds["documents"] < seconds["everything"]
     except BaseException:
