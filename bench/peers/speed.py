@@ -13,7 +13,7 @@ something else. DIR/speed.jsonl keeps every sample; tables come at the end.
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,7 +34,7 @@ from t1_edge.build import TOKENIZER
 from t1_edge.contract import Codec
 from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Float32Array
-from t1_edge.machine import available_threads
+from t1_edge.machine import available_threads, processor
 from t1_edge.tokenization import TextTokenizer
 from t1_edge.vectors import cosines
 from t1_edge_export.reference_engine import ReferenceEngine
@@ -152,14 +152,6 @@ def _tokenizer(files: Files) -> TextTokenizer:
     return TextTokenizer.from_file(files.build.file(TOKENIZER))
 
 
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _machine(everybody: Sequence[Contestant], threads: int, work: Path) -> dict[str, Any]:
     """What ran, and on what."""
     peers = {one.name: one.peer for one in everybody if one.peer}
@@ -167,7 +159,7 @@ def _machine(everybody: Sequence[Contestant], threads: int, work: Path) -> dict[
         name: versions(Path(install(peer, work)["python"])) for name, peer in peers.items()
     }
     return {
-        "processor": _processor(),
+        "processor": processor().name,
         "threads": threads,
         "read_bandwidth": read_bandwidth(threads),
         "python": platform.python_version(),
