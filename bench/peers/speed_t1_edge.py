@@ -32,7 +32,7 @@ class T1Edge:
     def prepare(self, work: Work, items: Sequence[str]) -> str:
         """It has no settings; what reads documents is opened, where that is not the engine."""
         document = work in ("passages", "facts")
-        info = self._encoder.documents_info if document else self._encoder.info
+        info = self._encoder.read_by() if document else self._encoder.info
         return f"{info.library}, {info.device}, {info.threads} threads"
 
     def run(self, work: Work, items: Sequence[str]) -> Float32Array:

@@ -1,16 +1,19 @@
 """A build as a model that mteb evaluates: its `EncoderProtocol`, as of mteb 2."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from t1_edge.build import Build
+import msgspec
+
+from t1_edge.build import Build, Manifest
 from t1_edge.cache import find_build
 from t1_edge.compat import PromptName, SentenceEncoder
 from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.select import Device, EngineChoice
-from t1_edge.errors import BuildError, MissingExtraError
+from t1_edge.errors import BuildError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -27,14 +30,17 @@ class MtebEncoder:
 
     Args:
         model_name: Path of the build, or its name in the cache.
-        revision: What the build's fingerprint must begin with; any if None.
+        revision: What the build's own must begin with; any if None.
         device: Where to run it.
         budget: Most tokens of a query's thought; the contract's if None.
         engine: Which of the build's formats to run.
         threads: CPU threads; those the process may use if None.
 
+    Attributes:
+        revision: A hash of the build's weights and contract.
+
     Raises:
-        BuildError: If the fingerprint is another; and what else `Encoder.load` raises.
+        BuildError: If the revision is another; and what else `Encoder.load` raises.
         InputError: If the budget is negative.
     """
 
@@ -49,11 +55,12 @@ class MtebEncoder:
         threads: int | None = None,
     ) -> None:
         self._manifest = Build(find_build(model_name)).manifest
-        if not self._manifest.fingerprint.startswith(revision or ""):
-            raise BuildError(
-                f"{model_name} has the fingerprint {self._manifest.fingerprint}, not {revision}"
-            )
+        self.revision = _revision(self._manifest)
+        if not self.revision.startswith(revision or ""):
+            raise BuildError(f"{model_name} is of revision {self.revision}, not {revision}")
         self._budget = self._manifest.contract.budget if budget is None else budget
+        if self._budget < 0:
+            raise InputError(f"budget must be 0 or more tokens, not {budget}")
         self._encoder = Encoder.load(
             model_name, engine=engine, device=device or "auto", threads=threads, cache=False
         )
@@ -61,7 +68,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> "ModelMeta":
-        """What mteb files results under: the build's name, its fingerprint, the budget.
+        """What mteb files results under: the build's name, its weights and contract, the budget.
 
         Raises:
             MissingExtraError: If mteb is not installed.
@@ -87,7 +94,7 @@ class MtebEncoder:
         )
         return ModelMeta(
             name=f"t1-edge/{self._manifest.name}",
-            revision=self._manifest.fingerprint[:16],
+            revision=self.revision,
             embed_dim=self._encoder.hidden,
             max_tokens=min(limits.max_query_tokens, limits.max_document_tokens),
             framework=[_FRAMEWORKS[self._encoder.info.engine]],
@@ -97,6 +104,7 @@ class MtebEncoder:
                 "budget": self._budget,
                 "profile": self._manifest.profile,
                 "engine": self._encoder.info.engine,
+                "documents": self._encoder.read_by().graph,
             },
             **unknown,
         )
@@ -151,3 +159,9 @@ class MtebEncoder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _revision(manifest: Manifest) -> str:
+    """Changes with whatever changes a vector: queries' templates are not in the fingerprint."""
+    contract = msgspec.json.encode(manifest.contract)
+    return hashlib.sha256(manifest.fingerprint.encode() + contract).hexdigest()[:16]

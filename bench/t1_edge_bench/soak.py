@@ -129,7 +129,6 @@ def soak(
         BuildError: If the build is damaged.
         CacheError: If there is no such build.
         EngineError: If the process ends before it should.
-        InputError: If this system has no /proc to read memory from.
         MissingExtraError: If the engine's library is not installed.
     """
     request = _Request(
@@ -141,7 +140,6 @@ def soak(
         seed=seed,
     )
     require(engine)
-    resident_bytes()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         try:
             return process.submit(_work, request).result()
@@ -185,10 +183,10 @@ def _work(request: _Request) -> SoakRow:
 
 def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
     """All callers at work, and a sample whenever they pause."""
-    began = time.monotonic()
     samples: list[Sample] = []
     with ThreadPoolExecutor(len(callers)) as pool:
         list(pool.map(_Caller.do_the_most, callers))
+        began = time.monotonic()
         for number in range(1, _ROUNDS + 1):
             until = began + seconds * number / _ROUNDS
             list(pool.map(_Caller.work, callers, repeat(until)))

@@ -55,8 +55,9 @@ def document_vectors(
 
 def _path(encoder: Encoder, dataset: Dataset) -> Path:
     """Keyed by all that a vector depends on, and by the engine, whose rounding is its own."""
-    info = encoder.documents_info
-    key = "\0".join([encoder.fingerprint, info.library, info.device, dataset.digest()])
+    info = encoder.read_by()
+    ran = [info.library, info.device, info.graph]
+    key = "\0".join([encoder.fingerprint, *ran, dataset.digest()])
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return cache_dir() / "vectors" / f"{dataset.name}-{name}.npy"
 

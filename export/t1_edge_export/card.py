@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from t1_edge.build import CUDA_GRAPH, EngineFigures, Manifest
+from t1_edge.build import CUDA_GRAPH, Manifest
+from t1_edge.verification import EngineFigures
 from t1_edge_export.decoder import projection
 
 CARD: Final = "README.md"

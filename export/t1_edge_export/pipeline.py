@@ -23,7 +23,6 @@ from t1_edge.build import (
     Format,
     Manifest,
     Profile,
-    Verification,
     file_entry,
     fingerprint,
 )
@@ -32,10 +31,11 @@ from t1_edge.engines.opening import require
 from t1_edge.errors import ExportError
 from t1_edge.machine import free_memory
 from t1_edge.tokenization import TextTokenizer
+from t1_edge.verification import Verification
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import tensors
+from t1_edge_export.decoder import linear_layers, tensors
 from t1_edge_export.formats import (
     check_cuda,
     check_documents,
@@ -130,6 +130,8 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
         size = len(request.formats) * sum(
             tensor_bytes(spec, encodings[spec.name]) for spec in tensors(decoder)
         )
+        if request.documents:  # a byte a weight
+            size += sum(spec.size for spec in linear_layers(decoder))
         parent = nearest_folder(request.destination)
         check_disk(str(request.destination), size, shutil.disk_usage(parent).free)
 

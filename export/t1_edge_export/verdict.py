@@ -5,8 +5,9 @@ from typing import Final
 
 import msgspec
 
-from t1_edge.build import Format, Verification
+from t1_edge.build import Format
 from t1_edge.errors import GateError
+from t1_edge.verification import Verification
 from t1_edge_export.audit import relative_errors
 from t1_edge_export.checkpoint import Checkpoint, Weights
 from t1_edge_export.gate import Measured, misses

@@ -36,8 +36,7 @@ _QUERIES: Final = 32
 class SentenceEncoder:
     """An encoder whose methods are called and answer as those of a `SentenceTransformer`.
 
-    Vectors are L2-normalised whether that is asked for or not, as those of a model that ends in
-    `Normalize`.
+    Vectors are L2-normalised, as those of a model that ends in `Normalize`.
 
     Args:
         encoder: What encodes; it stays the caller's to close.
@@ -71,7 +70,7 @@ class SentenceEncoder:
             batch_size: Queries that share each pass over the weights, as far as the engine takes
                 so many; 32 if None.
             show_progress_bar: Whether a bar is drawn on stderr; not if None.
-            normalize_embeddings: Vectors are normalised either way.
+            normalize_embeddings: True: vectors have length 1.
             others: Arguments of sentence-transformers, at the value that is true here.
 
         Returns:
@@ -81,7 +80,7 @@ class SentenceEncoder:
             InputError: If an argument asks for what cannot be done, or as `Encoder.encode_query`.
             EngineError: As `Encoder.encode_query`.
         """
-        _check(prompt_name, "query", batch_size, others)
+        _check(prompt_name, "query", batch_size, normalize_embeddings, others)
         texts, batch_size = _texts(inputs), batch_size or _QUERIES
         vectors = np.empty((len(texts), self._encoder.hidden), np.float32)
         with _progress(len(texts), show_progress_bar) as update:
@@ -122,7 +121,7 @@ class SentenceEncoder:
                 `Encoder.embed_documents`.
             EngineError: As `Encoder.embed_documents`.
         """
-        _check(prompt_name, "document", batch_size, others)
+        _check(prompt_name, "document", batch_size, normalize_embeddings, others)
         texts = _texts(inputs)
         with _progress(len(texts), show_progress_bar) as update:
             found = self._encoder.embed_documents(
@@ -185,10 +184,13 @@ def _check(
     prompt_name: PromptName | None,
     right: PromptName,
     batch_size: int | None,
+    normalize: bool,
     others: dict[str, object],
 ) -> None:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if not normalize:
+        raise InputError("normalize_embeddings=False cannot be done: vectors have length 1")
     if prompt_name not in (None, right):
         known = " and ".join(get_args(PromptName))
         raise InputError(f"prompt_name {prompt_name!r} is not {right!r}; prompts are {known}")

@@ -1,5 +1,6 @@
 """The cores of this process, which encoders take turns on: engines that spin together crawl."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -50,3 +51,7 @@ class Cores:
 def process_cores() -> Cores:
     """Those of this process, which all its encoders share."""
     return Cores(usable_cores())
+
+
+if hasattr(os, "register_at_fork"):  # what was held at a fork, nobody in the child gives back
+    os.register_at_fork(after_in_child=process_cores.cache_clear)

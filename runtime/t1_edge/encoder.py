@@ -1,7 +1,7 @@
 """The encoder: text in, vectors out. What an app embeds."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,11 +12,19 @@ from t1_edge import __version__
 from t1_edge.build import TOKENIZER, Build
 from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
+from t1_edge.cores import process_cores
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array
-from t1_edge.engines.select import Device, EngineChoice, open_engine, open_reader
+from t1_edge.engines.select import (
+    Device,
+    DocumentGraph,
+    EngineChoice,
+    open_engine,
+    open_reader,
+)
 from t1_edge.errors import BuildError, InputError
 from t1_edge.golden import check_once
-from t1_edge.passes import Passes
+from t1_edge.machine import available_threads
+from t1_edge.passes import Passes, slices
 from t1_edge.query_cache import CachedQuery, QueryCache, key_of
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thought
@@ -65,6 +73,7 @@ class Encoder:
         engine: EngineChoice = "auto",
         device: Device = "auto",
         threads: int | None = None,
+        documents: DocumentGraph = "auto",
         cache: bool = True,
     ) -> "Encoder":
         """Open a build.
@@ -73,7 +82,9 @@ class Encoder:
             build: A path, or the name of a build in the cache.
             engine: Which of the build's formats to run.
             device: Where to run it; one that cannot run is an error.
-            threads: CPU threads; those the process may use if None.
+            threads: CPU threads; those of `t1_edge.machine.available_threads` if None.
+            documents: Which graph reads documents, where a build has one for them: what proves the
+                faster one here, or always the same. Their vectors differ as engines' do.
             cache: Keep vectors and thoughts of queries on disk, and give them again to who asks
                 the same. Texts are not kept.
 
@@ -90,12 +101,13 @@ class Encoder:
         opened = Build(find_build(build))
         manifest = opened.manifest
         codec = Codec(manifest.contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
-        running = open_engine(opened, engine=engine, device=device, threads=threads)
-        try:
-            check_once(opened, running)
-        except BaseException:
-            running.close()
-            raise
+        with process_cores().hold(available_threads() if threads is None else threads):
+            running = open_engine(opened, engine=engine, device=device, threads=threads)
+            try:
+                check_once(opened, running)
+            except BaseException:
+                running.close()
+                raise
         hidden = manifest.decoder.hidden
         kept = QueryCache(cache_dir() / QUERIES) if cache else None
         loaded = cls(
@@ -104,7 +116,7 @@ class Encoder:
             fingerprint=manifest.fingerprint,
             hidden=hidden,
             cache=kept,
-            reader=partial(open_reader, opened, running),
+            reader=partial(open_reader, opened, running, documents),
         )
         loaded._again = partial(
             cls.load,
@@ -112,6 +124,7 @@ class Encoder:
             engine=cast(EngineChoice, running.info.engine),
             device=cast(Device, running.info.device),
             threads=threads,
+            documents=documents,
             cache=cache,
         )
         return loaded
@@ -121,14 +134,14 @@ class Encoder:
         """What runs, and on which device."""
         return self._passes.info
 
-    @property
-    def documents_info(self) -> EngineInfo:
-        """What reads documents: where a build has a graph for them, that may be another.
+    def read_by(self) -> EngineInfo:
+        """What reads documents, opened if it has to be.
 
         Raises:
+            BuildError: See `load`: if the graph that was asked for is not there.
             EngineError: If it cannot be opened, or its golden vectors do not come out.
         """
-        return self._passes.documents_info()
+        return self._passes.read_by()
 
     def encode_query(
         self,
@@ -226,28 +239,30 @@ class Encoder:
                 batch size is below 1, or `texts` is one string.
             EngineError: As `encode_query`.
         """
-        given = None
         if thoughts is not None:
             if any(given is not None for given in (budget, deadline, settle)):
                 raise InputError(
                     "a given thought is read, not written: no budget, no deadline, no settling"
                 )
-            given = self._given(thoughts, len(texts))
+            if len(thoughts) != len(texts):
+                raise InputError(
+                    f"{len(thoughts)} thoughts for {len(texts)} queries: give one for each"
+                )
         check_texts(texts, batch_size)
         batch_size = min(batch_size, self._passes.most_rows)
         budget = self._budget(budget)
         until = None if deadline is None else time.monotonic() + deadline
         rows = [self.codec.query(text) for text in texts]
-        if given is not None:
+        if thoughts is not None:
             return [
                 found
-                for batch in _slices(len(rows), batch_size)
-                for found in self._passes.read_with(rows[batch], given[batch])
+                for batch in slices(len(rows), batch_size)
+                for found in self._passes.read_with(rows[batch], thoughts[batch])
             ]
         keys = [self._key(row, budget, settle) for row in rows]
         known = {at: one for at, row in enumerate(rows) if (one := self._recall(row, keys[at]))}
         asked = [at for at in range(len(rows)) if at not in known]
-        for part in _slices(len(asked), batch_size):
+        for part in slices(len(asked), batch_size):
             batch = asked[part]
             fresh = self._passes.think([rows[at] for at in batch], budget, until, settle)
             for at, one in zip(batch, fresh, strict=True):
@@ -334,12 +349,6 @@ class Encoder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _given(self, thoughts: Sequence[str], queries: int) -> list[Thought]:
-        if len(thoughts) != queries:
-            raise InputError(f"{len(thoughts)} thoughts for {queries} queries: give one for each")
-        tokens = [self.codec.thought_tokens(thought) for thought in thoughts]
-        return [Thought(tokens=found, stopped_by="given") for found in tokens]
-
     def _recall(self, row: Row, key: bytes) -> QueryEmbedding | None:
         """What the cache has of a query."""
         if self._cache is None:
@@ -388,7 +397,3 @@ def _load_again(load: Callable[[], Encoder], fingerprint: str) -> Encoder:
         loaded.close()
         raise BuildError("a pickled encoder's build was exported again: its vectors are others now")
     return loaded
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(at, at + size) for at in range(0, count, size))

@@ -16,6 +16,13 @@ from t1_edge.errors import InputError
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
+_MEMORY_LIMITS: Final = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
 _QUOTAS: Final = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
 
 
@@ -24,7 +31,7 @@ class Processor:
     """A processor, as far as it concerns the product of matrices.
 
     Attributes:
-        name: As its maker spells it; "" where the system does not say.
+        name: As the system gives it; "" where it does not.
         architecture: "x86_64", "arm64", ...
         features: Groups of vector instructions that it has, as numpy names them.
         logical: Processors that the system schedules.
@@ -44,14 +51,18 @@ def processor() -> Processor:
     Raises:
         InputError: If `OMP_NUM_THREADS` is not a number.
     """
-    found = np.show_config(mode="dicts")["SIMD Extensions"]
     return Processor(
         name=_processor_name(),
         architecture=platform.machine(),
-        features=(*found["baseline"], *found["found"]),
+        features=_features(),
         logical=os.cpu_count() or 1,
         threads=available_threads(),
     )
+
+
+def kernels() -> tuple[str, ...]:
+    """What decides which kernels run on a machine, and how fast: to key what was found on it."""
+    return (_processor_name(), platform.machine(), *_features())
 
 
 def available_threads() -> int:
@@ -78,8 +89,8 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that a process may take before others are swapped out."""
-    return int(psutil.virtual_memory().available)
+    """Bytes that a process may take before others are swapped out, or its container is full."""
+    return min(int(psutil.virtual_memory().available), _room_in_container())
 
 
 def total_memory() -> int:
@@ -120,8 +131,22 @@ def _siblings(logical: int) -> str:
     return str(logical)
 
 
+def _room_in_container() -> int:
+    """Bytes that a container may still take; very many without a limit."""
+    for limit, used in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no number: no limit
+            return max(0, int(limit.read_text()) - int(used.read_text()))
+    return sys.maxsize
+
+
+def _features() -> tuple[str, ...]:
+    """Groups of vector instructions; numpy leaves out the lists that are empty."""
+    found = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    return (*found.get("baseline", ()), *found.get("found", ()))
+
+
 def _quota() -> int:
-    """Whole processors' time that a container may use; very many without a quota."""
+    """Whole processors' time that a container may use, 1 at least; very many without a quota."""
     for path in _QUOTAS:
         with suppress(OSError, ValueError):
             numbers = path.read_text().split()
@@ -129,7 +154,7 @@ def _quota() -> int:
                 numbers.append(path.with_name("cpu.cfs_period_us").read_text())
             quota, period = (int(number) for number in numbers)  # "max" is no number: no quota
             if quota > 0:
-                return -(-quota // period)
+                return max(1, quota // period)
     return sys.maxsize
 
 

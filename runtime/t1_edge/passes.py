@@ -21,9 +21,8 @@ from t1_edge.results import QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thinking, Thought, think
 from t1_edge.vectors import normalised
 
-_STREAM: Final[ContextVar[object]] = ContextVar("_STREAM", default=None)
-"""The stream that this context began last. Not the thread: web servers take each vector of a stream
-in another one, and have the one that began it do other work."""
+_STREAMS: Final[ContextVar[frozenset[object]]] = ContextVar("streams", default=frozenset())
+"""Those that who calls has open: of all encoders."""
 
 
 class Passes:
@@ -52,7 +51,7 @@ class Passes:
         """What runs, and on which device."""
         return self._engine.info
 
-    def documents_info(self) -> EngineInfo:
+    def read_by(self) -> EngineInfo:
         """What reads documents; it is opened if it has to be.
 
         Raises:
@@ -116,21 +115,29 @@ class Passes:
             EngineError: As `think`.
         """
         with self._turn():
-            self._stream = object()
-            _STREAM.set(self._stream)
+            self._stream = stream = object()
+            _STREAMS.set(_STREAMS.get() | {stream})
             try:
                 with self._engine.start([row.tokens], room=budget + 2) as session:
                     thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
                     yield from self._follow(row, session, thinking, every)
             finally:
                 self._stream = None
+                _STREAMS.set(_STREAMS.get() - {stream})
 
-    def read_with(self, rows: Sequence[Row], thoughts: Sequence[Thought]) -> list[QueryEmbedding]:
+    def read_with(self, rows: Sequence[Row], texts: Sequence[str]) -> list[QueryEmbedding]:
         """Embed queries together, each behind a thought that is given.
 
+        Args:
+            rows: Of queries.
+            texts: Their thoughts.
+
         Raises:
+            InputError: If a thought holds a lone surrogate.
             EngineError: As `think`.
         """
+        found = [self._codec.thought_tokens(text) for text in texts]
+        thoughts = [Thought(tokens=tokens, stopped_by="given") for tokens in found]
         whole = [
             (*row.tokens, *thought.tokens, self._codec.close_id)
             for row, thought in zip(rows, thoughts, strict=True)
@@ -204,7 +211,12 @@ class Passes:
         ]
 
     def close(self) -> None:
-        """Free the engine once what runs has ended; under a stream of this thread, at once."""
+        """Free the engine once what runs has ended; under a stream of this thread, at once.
+
+        A forked process has nothing to free: the engine is its parent's.
+        """
+        if os.getpid() != self._process:
+            return
         if self._is_under_stream():
             self._close()
             return
@@ -213,8 +225,10 @@ class Passes:
 
     def _close(self) -> None:
         self._open_reader = None
-        self._reader.close()
-        self._engine.close()
+        try:
+            self._reader.close()
+        finally:
+            self._engine.close()
 
     def _documents_engine(self) -> Engine:
         """What reads documents, opened if it has to be."""
@@ -243,36 +257,41 @@ class Passes:
 
     def _is_under_stream(self) -> bool:
         """Whether who calls has a stream open."""
-        return self._stream is not None and _STREAM.get() is self._stream
+        return self._stream is not None and self._stream in _STREAMS.get()
 
     def _cores(self) -> AbstractContextManager[None]:
-        """While the engine computes."""
-        return process_cores().hold(self.info.threads)
+        """While the engine computes; a GPU's needs a core to be told what to do."""
+        return process_cores().hold(self.info.threads if self.info.device == "cpu" else 1)
 
     def _follow(
         self, row: Row, session: Session, thinking: Thinking, every: int
     ) -> Iterator[QueryEmbedding]:
         """The vectors of a stream; what its reader does between them is not counted."""
-        seconds = 0.0
-        goes_on = True
+        seconds, first, goes_on = 0.0, True, True
         while goes_on:
             with self._cores():
                 began = time.monotonic()
-                if seconds:  # the first vector is that of no thought
+                if not first:
                     thinking.step()
                 while thinking.steps % every and thinking.goes_on():
                     thinking.step()
                 goes_on = thinking.goes_on()
                 vectors = self._read(session, *self._codec.ending)
                 seconds += time.monotonic() - began
+                first = False
             yield from self.results([row], thinking.thoughts, vectors, _embedding(seconds))
 
     def _embed(self, rows: Sequence[Sequence[int]], engine: Engine) -> Float32Array:
         with engine.start(rows, room=1) as session:
-            return self._read(session, self._codec.emb_id)
+            return normalised(session.peek(self._codec.emb_id), engine.info)
 
     def _read(self, session: Session, *tokens: int) -> Float32Array:
         return normalised(session.peek(*tokens), self._engine.info)
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Parts of a sequence of so many, each of a size but the last."""
+    return (slice(at, at + size) for at in range(0, count, size))
 
 
 def _batches(rows: Sequence[Row], engine: Engine, most: int | None = None) -> Iterator[list[int]]:

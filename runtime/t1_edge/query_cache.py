@@ -124,7 +124,9 @@ class QueryCache:
         self._do(keep)
 
     def close(self) -> None:
-        """Close the file for good."""
+        """Close the file for good; in a forked process it is the parent's, and stays open."""
+        if os.getpid() != self._process:
+            return
         with self._turn:
             self._closed = True
             self._close()

@@ -1,12 +1,15 @@
 """A build as mteb's model: by structure always, by mteb itself where it is installed."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from t1_edge.build import Build
+from t1_edge.build import MANIFEST, Build
 from t1_edge.errors import BuildError, InputError, MissingExtraError
 from t1_edge_bench.mteb import MtebEncoder
 
@@ -41,12 +44,22 @@ def test_queries_think_and_documents_do_not(model: MtebEncoder) -> None:
         model.encode(_batches(QUERIES), precision="int8", **TASK)
 
 
-def test_a_revision_is_the_beginning_of_a_fingerprint(tiny_build: Callable[..., Build]) -> None:
-    build = tiny_build("llama", "float")
-    whole = build.manifest.fingerprint
-    MtebEncoder(str(build.path), whole[:8]).close()
-    with pytest.raises(BuildError, match=f"fingerprint {whole}, not 0123"):
-        MtebEncoder(str(build.path), "0123")
+def test_a_revision_is_of_the_weights_and_the_contract(
+    tiny_build: Callable[..., Build], tmp_path: Path
+) -> None:
+    path = tiny_build("llama", "float").path
+    with MtebEncoder(str(path)) as whole:
+        MtebEncoder(str(path), whole.revision[:8]).close()
+        with pytest.raises(BuildError, match=f"of revision {whole.revision}, not nope"):
+            MtebEncoder(str(path), "nope")
+        shutil.copytree(path, tmp_path / "build")
+        manifest = json.loads((tmp_path / "build" / MANIFEST).read_bytes())
+        manifest["contract"]["query"] = "Ask: {text}"  # which no document meets
+        (tmp_path / "build" / MANIFEST).write_text(json.dumps(manifest))
+        with MtebEncoder(str(tmp_path / "build")) as other:
+            assert other.revision != whole.revision
+    with pytest.raises(InputError, match="budget"):
+        MtebEncoder(str(path), budget=-1)
 
 
 def test_without_mteb_the_extra_is_named(

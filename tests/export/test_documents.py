@@ -1,9 +1,12 @@
 """The graph that reads documents: the same weights, in 8 bits."""
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -18,10 +21,10 @@ from t1_edge.build import (
 )
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
-from t1_edge.engines import select
+from t1_edge.engines import race, select
 from t1_edge.engines.base import Engine
 from t1_edge.engines.opening import open_documents
-from t1_edge.errors import BuildError, EngineError, ExportError, GateError
+from t1_edge.errors import BuildError, DeviceError, EngineError, ExportError, GateError
 from t1_edge_export import gate
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.decoder import linear_layers
@@ -110,10 +113,9 @@ def test_documents_are_read_by_it_where_it_is_faster(
         monkeypatch.setattr(select, "race", lambda *_, seconds=seconds, **__: seconds)
         with Encoder.load(build.path, engine="onnx", threads=1) as encoder:
             documents = encoder.embed_documents(TEXTS)
-            assert encoder.documents_info == documents.engine
-            assert ("8-bit documents" in documents.engine.library) == (winner == "documents")
-            query = encoder.encode_query("the lake", budget=0)
-            assert "8-bit" not in query.engine.library
+            assert encoder.read_by() == documents.engine
+            assert documents.engine.graph == winner
+            assert encoder.encode_query("the lake", budget=0).engine.graph == "everything"
             alone = np.concatenate([encoder.encode_documents([text]) for text in TEXTS])
         np.testing.assert_allclose(documents.vectors, alone, atol=1e-4, rtol=0)
         found[winner] = documents.vectors
@@ -123,19 +125,51 @@ def test_documents_are_read_by_it_where_it_is_faster(
 
 
 def test_which_is_faster_is_measured_once(
-    documents_build: Callable[[Family], Build], own_cache: Path
+    documents_build: Callable[[Family], Build], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured: list[object] = []
+    time = race._time
+
+    def noted(*given: Any) -> float:
+        measured.append(given)
+        return time(*given)
+
+    monkeypatch.setattr(race, "_time", noted)
     for _ in range(2):
         with Encoder.load(documents_build("llama").path, engine="onnx", threads=1) as encoder:
             encoder.encode_documents(["x"])
-    assert len(list((own_cache / "races").iterdir())) == 1
+    assert len(measured) == 2  # each graph, once
+
+
+@pytest.mark.parametrize("graph", ["documents", "everything"])
+def test_a_graph_can_be_asked_for(
+    documents_build: Callable[[Family], Build],
+    tiny_build: Callable[..., Build],
+    own_cache: Path,
+    graph: select.DocumentGraph,
+) -> None:
+    path = documents_build("llama").path
+    with Encoder.load(path, engine="onnx", threads=1, documents=graph) as encoder:
+        assert encoder.embed_documents(["x"]).engine.graph == graph
+        with pickle.loads(pickle.dumps(encoder)) as again:
+            assert again.read_by().graph == graph
+    plain = tiny_build("llama", "portable").path
+    with Encoder.load(plain, engine="onnx", threads=1, documents=graph) as encoder:
+        if graph == "everything":
+            assert encoder.read_by() == encoder.info
+            return
+        with pytest.raises(BuildError, match="export it with --documents"):
+            encoder.encode_documents(["x"])
+    with Encoder.load(path, engine="gguf", threads=1, documents=graph) as encoder:
+        with pytest.raises(DeviceError, match="ONNX Runtime's on the CPU"):
+            encoder.encode_documents(["x"])
 
 
 def test_the_other_engine_reads_by_itself(
     documents_build: Callable[[Family], Build], own_cache: Path
 ) -> None:
     with Encoder.load(documents_build("llama").path, engine="gguf", threads=1) as encoder:
-        assert encoder.documents_info == encoder.info
+        assert encoder.read_by() == encoder.info
 
 
 def test_what_reads_documents_is_closed_with_the_encoder(
@@ -175,18 +209,17 @@ def test_the_gate_compares_the_graphs(
 ) -> None:
     request = _request(tmp_path / "build")
     built = export(open_checkpoint(tiny("llama").folder), request)
-    worst = built.manifest.verification.documents_min
-    assert worst is not None
-    assert worst > 0.99
-    verification = built.manifest.verification
-    monkeypatch.setattr(gate, "_documents", lambda *_: 0.5)
-    checkpoint = open_checkpoint(tiny("llama").folder)
+    figures = built.manifest.verification.documents
+    assert figures is not None
+    assert 0.99 < figures.cross_min < 1
+    assert figures.floor < figures.cosine_min <= figures.cosine_mean < 1
+    bad = msgspec.structs.replace(figures, cross_min=0.5)
+    monkeypatch.setattr(gate, "_documents", lambda *_: bad)
     strict = Request(
         name="tiny", destination=tmp_path / "strict", contract=TINY_CONTRACT, documents=True
     )
-    with pytest.raises(GateError, match=r"graphs for documents and for everything 0\.5"):
-        export(checkpoint, strict)
-    assert not verification.bounds.cross_min < 0.9
+    with pytest.raises(GateError, match=r"worst cosine to the graph for everything 0\.5"):
+        export(open_checkpoint(tiny("llama").folder), strict)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from t1_edge.build import GOLDEN, Bounds, Build, Verification
+from t1_edge.build import GOLDEN, Build
 from t1_edge.cli import main
 from t1_edge.errors import CheckpointError, ContractError, ExportError, GateError, MissingExtraError
 from t1_edge.golden import Golden
+from t1_edge.verification import Bounds, Verification
 from t1_edge_export import gate, pipeline
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import weight_count

@@ -9,19 +9,16 @@ import pytest
 
 from t1_edge.build import (
     MANIFEST,
-    Bounds,
     Build,
     Decoder,
-    EngineFigures,
     FileEntry,
-    FreeRunning,
     Manifest,
     Source,
-    Verification,
     fingerprint,
 )
 from t1_edge.contract import Contract
 from t1_edge.errors import BuildError
+from t1_edge.verification import Bounds, EngineFigures, FreeRunning, Verification
 
 GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 

@@ -62,7 +62,7 @@ def test_arguments_at_the_values_that_are_true_are_taken() -> None:
         convert_to_numpy=True,
         convert_to_tensor=False,
         device=None,
-        normalize_embeddings=False,
+        normalize_embeddings=True,
         truncate_dim=None,
         pool=None,
         chunk_size=None,

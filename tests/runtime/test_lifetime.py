@@ -189,7 +189,24 @@ def _try(encoder: Encoder, answer: Any) -> None:
         encoder.encode_query("x")
         answer.send("a vector")
     except EngineError as e:
+        encoder.close()  # which is the parent's, and goes on
         answer.send(str(e))
+
+
+def test_streams_of_two_encoders_are_told_apart() -> None:
+    encoders = [scripted_encoder()[0] for _ in range(2)]
+    streams = [encoder.encode_query_stream("a query", budget=2) for encoder in encoders]
+    for stream in streams:
+        next(stream)
+    for encoder in encoders:
+        with pytest.raises(EngineError, match="stream of this thread"):
+            encoder.encode_query("another")
+    streams[0].close()
+    encoders[0].encode_query("another")
+    with pytest.raises(EngineError, match="stream of this thread"):
+        encoders[1].encode_query("another")
+    for encoder in encoders:
+        encoder.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forking is for Linux")

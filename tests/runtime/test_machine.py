@@ -3,14 +3,16 @@
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from t1_edge import machine
 from t1_edge.bandwidth import read_bandwidth
-from t1_edge.cores import Cores
+from t1_edge.cores import Cores, process_cores
 from t1_edge.errors import InputError
 
 
@@ -40,7 +42,8 @@ def test_cores_that_the_process_may_not_use_do_not_count(
 
 
 @pytest.mark.parametrize(
-    ("quota", "threads"), [("max 100000", 2), ("100000 100000", 1), ("150000 100000", 2)]
+    ("quota", "threads"),
+    [("max 100000", 2), ("100000 100000", 1), ("150000 100000", 1), ("50000 100000", 1)],
 )
 def test_a_quota_of_time_counts(cpus: Path, quota: str, threads: int) -> None:
     (cpus / "cpu.max").write_text(quota + "\n")
@@ -67,6 +70,33 @@ def test_omp_num_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch, asked
     monkeypatch.setenv(machine.THREADS_VARIABLE, asked)
     with pytest.raises(InputError, match="OMP_NUM_THREADS"):
         machine.available_threads()
+
+
+def test_a_processor_without_features_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As numpy tells of one that has nothing beyond the baseline: it leaves the list out."""
+    monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": {}})
+    assert machine.processor().features == ()
+
+
+def test_a_containers_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(machine, "_MEMORY_LIMITS", ((limit, used),))
+    assert machine.free_memory() > 10**7
+    used.write_text("400\n")
+    limit.write_text("max\n")
+    assert machine.free_memory() > 10**7
+    limit.write_text("1000\n")
+    assert machine.free_memory() == 600
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_its_cores() -> None:
+    with process_cores().hold(10**6), warnings.catch_warnings(action="ignore"):
+        child = os.fork()  # of a process with threads, of which newer Pythons warn
+        if child == 0:
+            with process_cores().hold(1):
+                os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_what_is_measured_is_plausible() -> None:

@@ -161,7 +161,7 @@ def soak(
 
     Four threads call one encoder: queries at several budgets, documents, deadlines, streams that
     are given up, thoughts that settle or are given, and calls that must be refused. Each engine
-    runs in a process of its own. Memory is read in a hundred pauses, from /proc.
+    runs in a process of its own. Memory is read in a hundred pauses.
     """
     import msgspec
 

@@ -41,7 +41,8 @@ def verify(build: str, threads: int | None, as_json: bool) -> None:
     for name, opener in openers.items():
         with closing(opener()) as engine:
             worst = check(opened, engine)
-            floor = opened.manifest.verification.engines[engine.info.engine].floor
+            info = engine.info
+            floor = opened.manifest.verification.floor(info.engine, info.graph)
             checked[name] = {"library": engine.info.library, "worst": worst, "floor": floor}
     unchecked = [format for format in opened.manifest.formats if format not in formats]
     if as_json:

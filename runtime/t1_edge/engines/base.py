@@ -27,12 +27,14 @@ class EngineInfo:
         library: The library and its version, such as "onnxruntime 1.32.0".
         device: "cpu", "cuda" or "metal": where the matrices really are multiplied.
         threads: CPU threads the engine may use.
+        graph: Which of a build's graphs it runs: "everything", or "documents" alone.
     """
 
     engine: str
     library: str
     device: str
     threads: int
+    graph: str = "everything"
 
 
 class Session(Protocol):

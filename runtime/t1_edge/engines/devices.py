@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from t1_edge.build import Format
 from t1_edge.engines.llama_devices import devices_of
-from t1_edge.engines.nvidia import nvidia_driver
+from t1_edge.engines.nvidia import NO_DRIVER, driver_version
 from t1_edge.engines.onnx import PLACES
 
 DeviceName = Literal["cpu", "cuda", "metal"]
@@ -103,11 +103,11 @@ def _wheel_cuda() -> int | None:
 
 def _driver_obstacle(needed: int | None) -> str | None:
     """What is wrong with NVIDIA's driver, if it must give this major version of CUDA."""
-    driver = nvidia_driver()
-    if driver.missing:
-        return driver.missing
-    if needed is not None and driver.cuda < (needed, 0):
-        gives = ".".join(map(str, driver.cuda))
+    found = driver_version()
+    if found is None:
+        return NO_DRIVER
+    if needed is not None and found < (needed, 0):
+        gives = ".".join(map(str, found))
         return (
             f"the NVIDIA driver gives CUDA {gives} and the onnxruntime wheel is for CUDA {needed}: "
             "update the driver"

@@ -57,8 +57,9 @@ class LlamaEngine:
         check_start(self._rows, len(rows), self.batch_rows, closed=self._context.closed)
         shape = self._decoder
         ledger = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
-        mean = -(-ledger.cells // len(rows))  # rows share the cache
-        check_room(shape, len(rows), mean, cache_bytes=4 if self._exact else 2)
+        if self.info.device == "cpu" and ledger.cells > self._context.cells:
+            mean = -(-ledger.cells // len(rows))  # rows share the cache
+            check_room(shape, len(rows), mean, cache_bytes=4 if self._exact else 2)
         self._context.make_room(ledger.cells)
         self._rows = ledger
         return LlamaSession(self._context, shape, ledger)

@@ -81,6 +81,11 @@ class Context:
         return f"llama.cpp (llama-cpp-python {self._api.__version__})"
 
     @property
+    def cells(self) -> int:
+        """Tokens that there is room for, all rows together."""
+        return self._cells
+
+    @property
     def closed(self) -> bool:
         """Whether the weights are freed."""
         return not self._model

@@ -17,12 +17,10 @@ class LlamaDevice:
     Attributes:
         handle: ggml_backend_dev_t, an address.
         backend: Whose device it is: "CPU", "CUDA", "MTL", ...
-        description: Its name, as its maker spells it.
     """
 
     handle: int
     backend: str
-    description: str
 
 
 def llama_devices() -> list[LlamaDevice]:
@@ -35,7 +33,6 @@ def llama_devices() -> list[LlamaDevice]:
             backend=library.ggml_backend_reg_name(
                 library.ggml_backend_dev_backend_reg(handle)
             ).decode(),
-            description=library.ggml_backend_dev_description(handle).decode(errors="replace"),
         )
         for handle in handles
     ]
@@ -69,7 +66,6 @@ def _registry() -> Any:
     for name, result in (
         ("ggml_backend_dev_backend_reg", address),
         ("ggml_backend_reg_name", text),
-        ("ggml_backend_dev_description", text),
     ):
         function = getattr(library, name)
         function.argtypes, function.restype = [address], result

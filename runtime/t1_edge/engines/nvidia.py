@@ -4,12 +4,14 @@ The functions and their results are those of CUDA's driver API, cuda.h.
 """
 
 import ctypes
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-_LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_LIBRARY: Final = "libcuda.so.1"
+_NO_DEVICE: Final = 100  # CUDA_ERROR_NO_DEVICE
+
+NO_DRIVER: Final = f"there is no NVIDIA driver: {_LIBRARY} cannot be loaded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +30,19 @@ class Driver:
 
 
 @cache
+def driver_version() -> tuple[int, int] | None:
+    """Newest CUDA that the driver runs, major and minor; None if there is no driver.
+
+    The driver is not started for that: one that is broken might take the process with it.
+    """
+    library = _load()
+    return None if library is None else _version(library)
+
+
 def nvidia_driver() -> Driver:
-    """Ask the driver, once a process."""
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        return Driver(missing=f"there is no NVIDIA driver: {_LIBRARY} cannot be loaded")
-    return ask(library)
+    """Start the driver, and ask what it has."""
+    library = _load()
+    return Driver(missing=NO_DRIVER) if library is None else ask(library)
 
 
 def ask(library: Any) -> Driver:
@@ -43,15 +51,28 @@ def ask(library: Any) -> Driver:
     Args:
         library: libcuda, loaded by ctypes.
     """
-    number = ctypes.c_int(0)
-    library.cuDriverGetVersion(ctypes.byref(number))
-    cuda = (number.value // 1000, number.value % 1000 // 10)
+    cuda = _version(library)
     failed = library.cuInit(0)
-    if failed:
-        reason = f"the NVIDIA driver does not start (cuInit gives {failed}); see nvidia-smi"
-        return Driver(missing=reason, cuda=cuda)
-    library.cuDeviceGetCount(ctypes.byref(number))
-    if not number.value:
+    if failed == _NO_DEVICE:
         reason = "the NVIDIA driver has no GPU to give: is CUDA_VISIBLE_DEVICES empty?"
         return Driver(missing=reason, cuda=cuda)
-    return Driver(missing="", cuda=cuda, devices=number.value)
+    count = ctypes.c_int(0)
+    failed = failed or library.cuDeviceGetCount(ctypes.byref(count))
+    if failed:
+        reason = f"the NVIDIA driver does not start (CUDA error {failed}); see nvidia-smi"
+        return Driver(missing=reason, cuda=cuda)
+    return Driver(missing="", cuda=cuda, devices=count.value)
+
+
+def _load() -> Any:
+    try:
+        return ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+
+
+def _version(library: Any) -> tuple[int, int]:
+    number = ctypes.c_int(0)
+    if library.cuDriverGetVersion(ctypes.byref(number)):
+        return (0, 0)
+    return (number.value // 1000, number.value % 1000 // 10)

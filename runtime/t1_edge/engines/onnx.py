@@ -13,7 +13,6 @@ What ONNX Runtime cannot run on a device it gives to the CPU, and says nothing. 
 node went where, and a node that went elsewhere is an error.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.errors import DeviceError, EngineError
-from t1_edge.machine import processor
+from t1_edge.machine import kernels
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,7 +45,7 @@ class Place:
         memory: Where its KV cache lies.
         graph: The build's file for it.
         cache: Type of the KV cache, which is that of the graph's activations.
-        note: What is said of it beside the library's version.
+        reads: What the graph is for: "everything", or "documents" alone.
     """
 
     device: str
@@ -54,7 +53,7 @@ class Place:
     memory: str
     graph: str
     cache: "np.dtype[np.floating[Any]]"
-    note: str = ""
+    reads: str = "everything"
 
 
 PLACES: Final = {
@@ -81,7 +80,7 @@ READER: Final = Place(
     memory="cpu",
     graph=DOCUMENTS_GRAPH,
     cache=np.dtype(np.float32),
-    note=", 8-bit documents",
+    reads="documents",
 )
 """The graph that reads documents and writes nothing: it has no logits."""
 
@@ -103,7 +102,7 @@ class OnnxEngine:
         EngineError: If ONNX Runtime refuses the graph.
     """
 
-    batch_tokens = 4096
+    batch_tokens = 1024  # more leave the caches of a core between layers
     batch_rows = 64
 
     def __init__(
@@ -116,8 +115,13 @@ class OnnxEngine:
         self._rows: Rows | None = None
         self._session: onnxruntime.InferenceSession | None
         self._session = _open(directory / place.graph, threads, place)
-        library = f"onnxruntime {onnxruntime.__version__}{place.note}"
-        self.info = EngineInfo(engine="onnx", library=library, device=place.device, threads=threads)
+        self.info = EngineInfo(
+            engine="onnx",
+            library=f"onnxruntime {onnxruntime.__version__}",
+            device=place.device,
+            threads=threads,
+            graph=place.reads,
+        )
         self.twin = place == PLACES["cpu"] and self._needs_twin(directory / place.graph)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
@@ -125,14 +129,15 @@ class OnnxEngine:
         check_start(self._rows, len(rows), self.batch_rows, closed=self._session is None)
         shape, item = self._decoder, self._place.cache.itemsize
         fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
-        check_room(shape, len(rows), fresh.longest, cache_bytes=item)
+        if self._place.memory == "cpu":
+            check_room(shape, len(rows), fresh.longest, cache_bytes=item)
         self._rows = fresh
         return OnnxSession(self._session, shape, fresh, self._place, twin=self.twin)
 
     def _needs_twin(self, graph: Path) -> bool:
         """Whether a single row should step beside a twin, as a probe found once for a machine."""
         made = [str(graph.resolve()), graph.stat().st_mtime_ns]
-        here = [self.info.library, platform.node(), processor().name, self.info.threads]
+        here = [self.info.library, kernels(), self.info.threads]
         return remembered("twins", [made, here], bool, self._differs_alone)
 
     def _differs_alone(self) -> bool:
@@ -267,7 +272,9 @@ def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSess
     options.enable_mem_pattern = False  # it would keep a plan for every shape there ever was
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=[place.provider])
+        session = onnxruntime.InferenceSession(
+            graph, options, providers=[place.provider], enable_fallback=0
+        )
         parts = session.get_provider_graph_assignment_info()
     except Exception as e:  # the bindings raise one class an error code, without a base
         raise EngineError(f"ONNX Runtime cannot open {graph}: {e}") from e

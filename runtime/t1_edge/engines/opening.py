@@ -100,7 +100,8 @@ def load_library(format: Format) -> None:
     require(format)
     module, distribution, _ = _PACKAGES[format]
     try:
-        import_module(module)
+        # What is left of a wheel that was removed in part has no version.
+        _ = import_module(module).__version__
     except Exception as e:  # a missing shared object, another processor's build, ...
         raise EngineError(
             f"{distribution} is installed but cannot be loaded: {e}; install it again"

@@ -17,13 +17,15 @@ from typing import Final
 
 import msgspec
 
+from t1_edge import __version__
 from t1_edge.build import Build, Format
 from t1_edge.cache import remembered
 from t1_edge.engines.devices import DeviceName, obstacle
-from t1_edge.engines.nvidia import nvidia_driver
+from t1_edge.engines.nvidia import driver_version
 from t1_edge.engines.opening import library_of, open_format
 from t1_edge.errors import T1Error
 from t1_edge.golden import check
+from t1_edge.machine import kernels
 
 PROBE_BUILD: Final = Path(__file__).parents[1] / "data" / "probe"
 
@@ -61,16 +63,17 @@ def probe(format: Format, device: DeviceName) -> Probe:
         format: Whose engine.
         device: Where.
     """
-    if getattr(sys, "frozen", False):
+    if getattr(sys, "frozen", False) or not sys.executable:
         return _run(format, device)
     command = [sys.executable, "-m", _MODULE, format, device]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_SECONDS, check=False
         )
-    except subprocess.TimeoutExpired:
-        reason = f"it had not ended after {_SECONDS} s"
-        return Probe(format=format, device=device, ran=False, reason=reason)
+    except (subprocess.TimeoutExpired, OSError) as e:
+        return Probe(
+            format=format, device=device, ran=False, reason=f"no process could try it: {e}"
+        )
     try:
         return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Probe)
     except msgspec.MsgspecError:
@@ -79,22 +82,18 @@ def probe(format: Format, device: DeviceName) -> Probe:
         return Probe(format=format, device=device, ran=False, reason=reason)
 
 
-def has_run(format: Format, device: DeviceName) -> bool:
-    """Whether the tiny build ran on a device, once for each library and driver.
+def ran_before(format: Format, device: DeviceName) -> Probe:
+    """What came of the tiny build on a device, once for each library, driver and t1-edge.
 
-    That it did is kept in the cache; that it did not is tried again.
+    That it ran is kept in the cache; that it did not is tried again.
 
     Args:
         format: Whose engine; its library is installed.
         device: Where.
     """
-    driver = nvidia_driver().cuda if device == "cuda" else ()
+    key = [__version__, device, driver_version(), library_of(format), kernels()]
     return remembered(
-        "probed",
-        [device, driver, library_of(format)],
-        bool,
-        lambda: probe(format, device).ran,
-        keep=lambda ran: ran,
+        "probed", key, Probe, lambda: probe(format, device), keep=lambda found: found.ran
     )
 
 

@@ -1,13 +1,14 @@
 """Which engine drives a build, and on what. An asked-for device that cannot run is an error."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from t1_edge.build import Build, Format
-from t1_edge.engines.base import Engine
+from t1_edge.engines.base import Engine, EngineInfo
 from t1_edge.engines.devices import DEVICES, DeviceName, obstacle
 from t1_edge.engines.opening import (
     library_of,
@@ -16,14 +17,18 @@ from t1_edge.engines.opening import (
     open_format,
     usable_formats,
 )
-from t1_edge.engines.probe import has_run
+from t1_edge.engines.probe import ran_before
 from t1_edge.engines.race import Opener, race, read, read_and_write
 from t1_edge.errors import BuildError, DeviceError, InputError
 from t1_edge.golden import check_once
 from t1_edge.machine import available_threads
 
 EngineChoice = Literal["auto", "onnx", "gguf"]
+DocumentGraph = Literal["auto", "documents", "everything"]
 Device = Literal["auto", "cpu", "cuda", "metal"]
+
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Choice:
     Attributes:
         format: Whose engine.
         device: Where it runs.
-        reason: Why, for people.
+        reason: Why, for people; with what stood in the way of a device that should have run.
         seconds: What the engines that could have run there took for the same work, where they
             were measured.
     """
@@ -71,34 +76,33 @@ def open_engine(
     return _open(build, chosen.format, chosen.device, threads)
 
 
-def open_reader(build: Build, engine: Engine) -> Engine | None:
-    """Open the graph for documents beside an engine, where there is one and it is the faster.
-
-    That is measured once for a build and machine.
+def open_reader(build: Build, engine: Engine, graph: DocumentGraph = "auto") -> Engine | None:
+    """Open the graph for documents beside an engine.
 
     Args:
         build: The build.
         engine: Opened on it.
+        graph: Which graph reads documents; "auto" is the faster one, by a short measurement that is
+            made once for a build and machine.
 
     Returns:
         None if the engine itself should read them.
 
     Raises:
-        BuildError: If the build's golden rows are damaged.
+        BuildError: If the build's golden rows are damaged, or it has no graph that is asked for.
+        DeviceError: If the graph is asked for and what runs is not ONNX Runtime on the CPU.
         EngineError: If ONNX Runtime refuses the graph, or fails, or golden vectors do not come out.
     """
     info = engine.info
-    if not build.has_documents_graph or (info.engine, info.device) != ("onnx", "cpu"):
+    fits = (info.engine, info.device) == ("onnx", "cpu")
+    if graph == "documents":
+        _require_graph(build, info, fits=fits)
+    if graph == "everything" or not (build.has_documents_graph and fits):
         return None
     reader = open_documents(build.path, build.manifest.decoder, threads=info.threads)
-    contestants: dict[str, Opener] = {
-        "everything": lambda: nullcontext(engine),
-        "documents": lambda: nullcontext(reader),
-    }
     try:
         check_once(build, reader)
-        seconds = race(build, contestants, read, [info.threads, info.library])
-        faster = seconds["documents"] < seconds["everything"]
+        faster = graph == "documents" or _is_faster(build, reader, engine)
     except BaseException:
         reader.close()
         raise
@@ -106,6 +110,26 @@ def open_reader(build: Build, engine: Engine) -> Engine | None:
         return reader
     reader.close()
     return None
+
+
+def _require_graph(build: Build, info: EngineInfo, *, fits: bool) -> None:
+    if not build.has_documents_graph:
+        raise BuildError(f"{build.path} has no graph for documents: export it with --documents")
+    if not fits:
+        raise DeviceError(
+            f"the graph for documents is ONNX Runtime's on the CPU, and here {info.library} runs "
+            f'on {info.device}: leave it out, or ask for engine="onnx" and device="cpu"'
+        )
+
+
+def _is_faster(build: Build, reader: Engine, engine: Engine) -> bool:
+    contestants: dict[str, Opener] = {
+        "everything": lambda: nullcontext(engine),
+        "documents": lambda: nullcontext(reader),
+    }
+    info = engine.info
+    seconds = race(build, contestants, read, [info.threads, info.library])
+    return seconds["documents"] < seconds["everything"]
 
 
 def choose(
@@ -143,10 +167,11 @@ def choose(
     formats = _formats(build, engine)
     for format in formats:
         load_library(format)
-    at, able = _first_device(build, formats, device)
+    at, able, passed = _first_device(build, formats, device)
     if len(able) == 1:
         [only] = able
-        return Choice(format=only, device=at, reason=_why_only(build, engine, at), seconds={})
+        why = _why_only(build, engine, at)
+        return Choice(format=only, device=at, reason=f"{why}{passed}", seconds={})
     contestants: dict[str, Opener] = {
         format: partial(_opened, build=build, format=format, device=at, threads=threads)
         for format in able
@@ -155,9 +180,8 @@ def choose(
     seconds = race(build, contestants, read_and_write, key, again=again)
     fastest = min(able, key=seconds.__getitem__)
     figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
-    return Choice(
-        format=fastest, device=at, reason=f"the faster on {at}: {figures}", seconds=seconds
-    )
+    why = f"the faster on {at}: {figures}"
+    return Choice(format=fastest, device=at, reason=f"{why}{passed}", seconds=seconds)
 
 
 def _open(build: Build, format: Format, device: DeviceName, threads: int) -> Engine:
@@ -186,18 +210,22 @@ def _formats(build: Build, engine: EngineChoice) -> list[Format]:
 
 def _first_device(
     build: Build, formats: Sequence[Format], device: Device
-) -> tuple[DeviceName, list[Format]]:
-    """The first device that is allowed and can run, and the formats that it can run."""
+) -> tuple[DeviceName, list[Format], str]:
+    """The first device that is allowed and can run, the formats that it can run, what failed."""
+    passed = ""
     reasons: list[str] = []
     for at in DEVICES if device == "auto" else (device,):
         against = {format: _against(build, format, at) for format in formats}
-        able = [
-            format
-            for format, reason in against.items()
-            if reason is None and (device != "auto" or at == "cpu" or has_run(format, at))
-        ]
+        able = [format for format, reason in against.items() if reason is None]
+        if device == "auto" and at != "cpu":
+            probes = {format: ran_before(format, at) for format in able}
+            able = [format for format in able if probes[format].ran]
+            failed = [found for found in probes.values() if not found.ran]
+            passed += "".join(f"; not {x.format} on {x.device}: {x.reason}" for x in failed)
         if able:
-            return at, able
+            if passed:
+                _LOG.warning("%s runs on %s%s", build.path, at, passed)
+            return at, able, passed
         reasons = [f"{format}: {reason}" for format, reason in against.items()]
     raise DeviceError(f"{build.path} cannot run on {device}: {'; '.join(reasons)}")
 
