@@ -244,21 +244,20 @@ def test_a_batch_that_does_not_fit_says_which_would(
     monkeypatch: pytest.MonkeyPatch,
     format: Format,
 ) -> None:
-    texts = ["the water of the lake " * 3] * 8
+    texts = ["the water of the lake " * 30] * 8
     with Encoder.load(tiny_build("llama", "portable").path, engine=format, threads=1) as encoder:
-        expected = encoder.encode_documents(texts)
-        monkeypatch.setattr(room, "free_memory", lambda: 400_000)
+        monkeypatch.setattr(room, "free_memory", lambda: 1)
+        with pytest.raises(EngineError, match="end other programs"):
+            encoder.encode_documents(texts)
+        monkeypatch.setattr(room, "free_memory", lambda: 1_000_000)
         for ask in (encoder.encode_documents, partial(encoder.encode_queries, budget=0)):
             with pytest.raises(EngineError, match=r"8 rows .* give a batch_size of \d") as found:
                 ask(texts)
             size = int(str(found.value).rpartition(" ")[2])
             assert 1 <= size < 8
-            ask(texts, batch_size=size)
-        np.testing.assert_allclose(
-            encoder.encode_documents(texts, batch_size=size), expected, atol=0.05, rtol=0
-        )
-        monkeypatch.setattr(room, "free_memory", lambda: 1)
-        with pytest.raises(EngineError, match="end other programs"):
-            encoder.encode_documents(texts)
+            small = encoder.encode_documents(texts, batch_size=size)
+        monkeypatch.undo()
+        whole = encoder.encode_documents(texts)
+        np.testing.assert_allclose(small, whole, atol=0.05, rtol=0)
         with pytest.raises(InputError, match="batch_size"):
             encoder.embed_documents(texts, batch_size=0)
