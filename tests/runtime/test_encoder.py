@@ -1,7 +1,7 @@
 """The encoder over real weights on both engines, and its rules over the fake one."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from t1_edge.build import Build, Format
 from t1_edge.encoder import Encoder
 from t1_edge.engines import room
 from t1_edge.engines.base import EngineInfo
+from t1_edge.engines.select import open_engine
 from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
 from t1_edge.thinking import Settle
 from t1_edge_export.checkpoint import open_checkpoint
@@ -239,25 +240,32 @@ def test_what_ran_is_said(real: Encoder) -> None:
 
 @pytest.mark.parametrize("format", ["onnx", "gguf"])
 def test_a_batch_that_does_not_fit_says_which_would(
-    tiny_build: Callable[..., Build],
-    own_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    format: Format,
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch, format: Format
 ) -> None:
-    texts = ["the water of the lake " * 30] * 8
-    with Encoder.load(tiny_build("llama", "portable").path, engine=format, threads=1) as encoder:
+    rows = [[7] * 100] * 8
+    with closing(open_engine(tiny_build("llama", "portable"), engine=format, threads=1)) as engine:
         monkeypatch.setattr(room, "free_memory", lambda: 1)
         with pytest.raises(EngineError, match="end other programs"):
-            encoder.encode_documents(texts)
+            engine.start(rows, room=1)
         monkeypatch.setattr(room, "free_memory", lambda: 1_000_000)
-        for ask in (encoder.encode_documents, partial(encoder.encode_queries, budget=0)):
-            with pytest.raises(EngineError, match=r"8 rows .* give a batch_size of \d") as found:
-                ask(texts)
-            size = int(str(found.value).rpartition(" ")[2])
-            assert 1 <= size < 8
-            small = encoder.encode_documents(texts, batch_size=size)
-        monkeypatch.undo()
+        with pytest.raises(EngineError, match=r"8 rows .* give a batch_size of \d") as found:
+            engine.start(rows, room=1)
+        size = int(str(found.value).rpartition(" ")[2])
+        assert 1 <= size < 8
+        engine.start(rows[:size], room=1).close()
+
+
+def test_documents_run_in_batches_of_a_size(
+    tiny_build: Callable[..., Build], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["the water of the lake " * 30] * 6
+    path = tiny_build("llama", "portable").path
+    with Encoder.load(path, engine="onnx", threads=1) as encoder:
         whole = encoder.encode_documents(texts)
-        np.testing.assert_allclose(small, whole, atol=0.05, rtol=0)
+        monkeypatch.setattr(room, "free_memory", lambda: 1_000_000)
+        with pytest.raises(EngineError, match="give a batch_size"):
+            encoder.encode_documents(texts)
+        small = encoder.encode_documents(texts, batch_size=1)
         with pytest.raises(InputError, match="batch_size"):
             encoder.embed_documents(texts, batch_size=0)
+    np.testing.assert_allclose(small, whole, atol=1e-4, rtol=0)
