@@ -33,7 +33,7 @@ class LlamaEngine:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
     """
 
-    batch_tokens = 1024  # every row's attention scans the whole shared cache
+    batch_tokens = 512  # every row's attention scans the whole shared cache
     batch_rows = MOST_ROWS
 
     def __init__(

@@ -32,6 +32,8 @@ from t1_edge.machine import kernels
 if TYPE_CHECKING:
     import onnxruntime
 
+_TOKENS_A_THREAD: Final = 1024
+_MOST_TOKENS: Final = 4096
 _PAD: Final = 0  # any token will do: no real token attends to padding
 
 
@@ -95,6 +97,7 @@ class OnnxEngine:
         place: Where it runs.
 
     Attributes:
+        batch_tokens: About a thousand for each thread: more leave a core's caches between layers.
         twin: Whether a single row steps beside a row of padding; what a probe found here.
 
     Raises:
@@ -102,7 +105,6 @@ class OnnxEngine:
         EngineError: If ONNX Runtime refuses the graph.
     """
 
-    batch_tokens = 1024  # more leave the caches of a core between layers
     batch_rows = 64
 
     def __init__(
@@ -112,6 +114,7 @@ class OnnxEngine:
 
         self._decoder = decoder
         self._place = place
+        self.batch_tokens = min(_MOST_TOKENS, _TOKENS_A_THREAD * threads)
         self._rows: Rows | None = None
         self._session: onnxruntime.InferenceSession | None
         self._session = _open(directory / place.graph, threads, place)
