@@ -21,8 +21,9 @@ TWO_PHASES: Final = "llama.cpp, two phases"
 GRAPH: Final = "ONNX Runtime, builder's graph"
 OWN: Final[Mapping[Format, str]] = {"onnx": "t1-edge, onnx", "gguf": "t1-edge, gguf"}
 
-LEAST_COSINE: Final = 0.85
-"""To the float reference, on average: below it a contestant computes something else."""
+LEAST_COSINE: Final = 0.8
+"""To the float reference, on average: below it a contestant computes something else. Plain Q4_0
+stays at .85 behind thoughts of sixteen tokens, which part at the first that rounding flips."""
 
 _TITLES: Final[Mapping[Measured, str]] = {
     "passages": "passages",
