@@ -2,8 +2,8 @@
 
 A document is hundreds of tokens in one pass, which processors are busy multiplying, not fetching.
 ONNX Runtime's kernels spend half of that on the scales of blocks of 32; in blocks of 128 they read
-documents half again as fast (docs/performance.md), for one byte a weight. What is lost by it beside
-4 bits is a hundredth of what these lost.
+documents a third faster (docs/performance.md), for one byte a weight. What is lost by it is little
+beside what 4 bits have lost.
 
 The graph reads, and writes nothing: it has no head. Its embedding is that of weights.bin.
 """
