@@ -44,6 +44,9 @@ class ReferenceEngine:
         self._rows: Rows | None = None
         self._closed = False
 
+    def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Every row is computed whole."""
+
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "ReferenceSession":
         """Open a session over a batch of token rows."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._closed)

@@ -7,11 +7,16 @@ else changes, so that a model sees one format at every budget.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Final
 
 import msgspec
 
 from t1_edge.errors import ContractError
 from t1_edge.tokenization import TextTokenizer, check_text
+
+_UNLIKE: Final = ("a", "Zebras", "7", "水", "(x)", "\n", "")
 
 SLOT = "{text}"
 
@@ -128,6 +133,18 @@ class Codec:
         """
         return self._document.render(text)
 
+    @cached_property
+    def beginnings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What rows of queries, and of documents, begin with, whatever their text is.
+
+        Found in rows of texts that begin unlike: where a template ends and a text begins, tokens
+        may reach over. A row whose text begins as none of these may begin otherwise.
+        """
+        return (
+            _shared([self.query(text).tokens for text in _UNLIKE]),
+            _shared([self.document(text).tokens for text in _UNLIKE]),
+        )
+
     def thought_tokens(self, text: str) -> tuple[int, ...]:
         """The ids of a thought that someone wrote; special tokens in it are plain text.
 
@@ -194,3 +211,9 @@ def _ids(pieces: Sequence[int | str], tokenizer: TextTokenizer) -> tuple[int, ..
     for piece in pieces:
         ids.extend([piece] if isinstance(piece, int) else tokenizer.encode_plain(piece))
     return tuple(ids)
+
+
+def _shared(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens that all rows begin with."""
+    columns = zip(*rows, strict=False)
+    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -42,6 +42,7 @@ class Passes:
         self._engine = engine
         self._open_reader: Callable[[], Engine | None] | None = reader
         self._reader = engine
+        engine.prime(_worth(codec.beginnings))
         self._lock = threading.Lock()
         self._stream: object = None  # the one that is open
         self._process = os.getpid()
@@ -235,6 +236,8 @@ class Passes:
         if self._open_reader is not None:
             self._reader = self._open_reader() or self._engine
             self._open_reader = None
+            if self._reader is not self._engine:
+                self._reader.prime(_worth(self._codec.beginnings[1:]))
         return self._reader
 
     @contextmanager
@@ -287,6 +290,11 @@ class Passes:
 
     def _read(self, session: Session, *tokens: int) -> Float32Array:
         return normalised(session.peek(*tokens), self._engine.info)
+
+
+def _worth(beginnings: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Those that are more than one token."""
+    return [tokens for tokens in dict.fromkeys(beginnings) if len(tokens) > 1]
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

@@ -145,3 +145,17 @@ def test_what_is_no_tokenizer_is_refused(definition: str) -> None:
 def test_thoughts_are_text() -> None:
     for thought in (" the weather ", "weather", ""):
         assert CODEC.thought_text(CODEC.thought_tokens(thought)) == thought
+
+
+def test_rows_begin_alike() -> None:
+    query, document = CODEC.beginnings
+    assert TOKENIZER.decode(query).rstrip() == "<|im_start|>Find:"
+    assert TOKENIZER.decode(document).rstrip() == "Text:"
+    for text in ("the north", "North", "", "12", "é", "<emb_token>"):
+        assert CODEC.query(text).tokens[: len(query)] == query
+        assert CODEC.document(text).tokens[: len(document)] == document
+
+
+def test_templates_that_begin_with_the_text_have_no_beginning() -> None:
+    plain = Codec(Contract(query="{text}?", document="{text}"), TOKENIZER)
+    assert plain.beginnings == ((), ())

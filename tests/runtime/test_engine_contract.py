@@ -123,6 +123,32 @@ def test_a_shared_beginning_changes_nothing(case: Case) -> None:
     np.testing.assert_allclose(_peek(case.engine, rows), alone, atol=case.batch, rtol=0)
 
 
+def test_what_rows_begin_with_may_be_computed_once(case: Case) -> None:
+    beginnings = [[100, 101, 102, 103], [100, 101], [90, 91]]
+    rows = [[100, 101, 102, 103, *row] for row in RAGGED]
+    rows += [[100, 101, 5], [90, 91], [90, 91, 8], [100, 101, 102, 103], [7, 8]]
+    whole = np.concatenate([_peek(case.engine, [row]) for row in rows])
+    with closing(case.engine.start(rows, room=2)) as session:
+        logits = session.logits()
+    case.engine.prime(beginnings)
+    try:
+        for _ in range(2):  # computed, then known
+            together = _peek(case.engine, rows)
+            np.testing.assert_allclose(together, whole, atol=case.split, rtol=0)
+        alone = np.concatenate([_peek(case.engine, [row]) for row in rows])
+        np.testing.assert_allclose(together, alone, atol=case.batch, rtol=0)
+        with closing(case.engine.start(rows, room=2)) as session:
+            found = session.logits()
+            session.append({0: 9})
+            grown = _unit(session.peek(PEEKED))[:1]
+    finally:
+        case.engine.prime([])
+    scale = np.abs(logits).max()
+    np.testing.assert_allclose(found / scale, logits / scale, atol=10 * case.split, rtol=0)
+    expected = _peek(case.engine, [[*rows[0], 9]])
+    np.testing.assert_allclose(grown, expected, atol=case.split, rtol=0)
+
+
 def test_appending_is_starting_longer(case: Case) -> None:
     with closing(case.engine.start([row[:2] for row in RAGGED], room=60)) as session:
         for at in range(2, max(map(len, RAGGED))):

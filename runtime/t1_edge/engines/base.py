@@ -97,6 +97,15 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What runs this engine, and where."""
 
+    def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Say what many rows begin with, so that it may be computed once and not for each.
+
+        Where a row is cut by that depends on the row alone, never on its batch.
+
+        Args:
+            beginnings: Token ids, two or more each. Those of an earlier call are forgotten.
+        """
+
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> Session:
         """Open a session over a batch of token rows.
 

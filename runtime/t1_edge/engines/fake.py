@@ -34,6 +34,9 @@ class FakeEngine:
         self._rows: Rows | None = None
         self._closed = False
 
+    def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Every row is computed whole."""
+
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "FakeSession":
         """Open a session over a batch of token rows."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._closed)

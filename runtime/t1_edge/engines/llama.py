@@ -52,6 +52,9 @@ class LlamaEngine:
         library = self._context.library
         self.info = EngineInfo(engine="gguf", library=library, device=device, threads=threads)
 
+    def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """What the rows of a batch begin with is found in the batch."""
+
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "LlamaSession":
         """Open a session over a batch of token rows; the one before must be closed."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._context.closed)

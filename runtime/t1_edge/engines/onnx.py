@@ -3,7 +3,8 @@
 Rows are padded on the right, and the attention takes each row's true length; padding on the left
 would silently give wrong vectors. Past and present are bound to one preallocated buffer, so a step
 copies no cache. Padding and peeked tokens are written behind a row's end in that buffer, where the
-next token overwrites them: peeking needs nothing undone.
+next token overwrites them: peeking needs nothing undone. What many rows begin with is computed once
+for the engine, and put at their beginnings.
 
 On some processors (AVX2 without VNNI) one row is multiplied by other kernels than several, whose
 sums are rounded otherwise, and activations of 8 bits make much of little. Where a probe shows that,
@@ -31,6 +32,9 @@ from t1_edge.machine import kernels
 
 if TYPE_CHECKING:
     import onnxruntime
+
+Caches = dict[str, NDArray[np.floating[Any]]]
+"""Keys and values of each layer, [rows, kv_heads, tokens, head_dim], or of one row, by suffix."""
 
 _TOKENS_A_THREAD: Final = 1024
 _MOST_TOKENS: Final = 4096
@@ -116,6 +120,7 @@ class OnnxEngine:
         self._place = place
         self.batch_tokens = min(_MOST_TOKENS, _TOKENS_A_THREAD * threads)
         self._rows: Rows | None = None
+        self._beginnings: dict[tuple[int, ...], Caches | None] = {}
         self._session: onnxruntime.InferenceSession | None
         self._session = _open(directory / place.graph, threads, place)
         self.info = EngineInfo(
@@ -127,6 +132,11 @@ class OnnxEngine:
         )
         self.twin = place == PLACES["cpu"] and self._needs_twin(directory / place.graph)
 
+    def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Say what many rows begin with; it is computed when the first such row comes."""
+        longest_first = sorted(map(tuple, beginnings), key=len, reverse=True)
+        self._beginnings = dict.fromkeys(longest_first)
+
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._session is None)
@@ -135,7 +145,24 @@ class OnnxEngine:
         if self._place.memory == "cpu":
             check_room(shape, len(rows), fresh.longest, cache_bytes=item)
         self._rows = fresh
-        return OnnxSession(self._session, shape, fresh, self._place, twin=self.twin)
+        begun = [self._begun(row) for row in fresh.tokens]
+        return OnnxSession(self._session, shape, fresh, self._place, twin=self.twin, begun=begun)
+
+    def _begun(self, row: Sequence[int]) -> "Caches | None":
+        """Keys and values of what a row begins with, if that is known and the row goes on."""
+        for tokens, known in self._beginnings.items():
+            if len(tokens) < len(row) and tuple(row[: len(tokens)]) == tokens:
+                if known is None:
+                    known = self._beginnings[tokens] = self._compute(tokens)
+                return known
+        return None
+
+    def _compute(self, tokens: Sequence[int]) -> "Caches":
+        shape = self._decoder
+        row = Rows([tokens], room=1, vocabulary=shape.vocabulary, context=shape.context)
+        with OnnxSession(self._session, shape, row, self._place, twin=False) as session:
+            session.peek(tokens[-1])
+            return session.cached(len(tokens))
 
     def _needs_twin(self, graph: Path) -> bool:
         """Whether a single row should step beside a twin, as a probe found once for a machine."""
@@ -160,6 +187,7 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the weights."""
         self._session = None
+        self._beginnings.clear()
 
 
 class OnnxSession:
@@ -173,6 +201,7 @@ class OnnxSession:
         place: Place,
         *,
         twin: bool,
+        begun: Sequence["Caches | None"] = (),
     ) -> None:
         self._session = session
         self._rows = rows
@@ -180,6 +209,9 @@ class OnnxSession:
         self._twin = twin and len(rows) == 1
         # A full row that has nothing to do in a step runs padding behind its end.
         caches = _allocate(decoder, len(rows) + self._twin, rows.longest + 1, place.cache)
+        for row, beginning in enumerate(begun):
+            if beginning is not None:
+                rows.cached[row] = _fill(caches, row, beginning)
         # The row alone is the first part of the same memory.
         counts = (len(rows), len(rows) + self._twin)
         self._caches = {n: _bindable(caches, n, place.memory) for n in counts}
@@ -209,6 +241,11 @@ class OnnxSession:
         hidden = self._run([[*row[start:], *tokens] for row, start in tails], starts, "hidden")
         self._rows.keep()
         return hidden
+
+    def cached(self, tokens: int) -> "Caches":
+        """Keys and values of the first tokens of the first row."""
+        caches = self._caches[len(self._rows)]
+        return {name: value.numpy()[0, :, :tokens].copy() for name, value in caches.items()}
 
     def close(self) -> None:
         """Free the KV cache."""
@@ -264,6 +301,13 @@ class OnnxSession:
         return np.asarray(binding.get_outputs()[-1].numpy()[: len(self._rows)], np.float32)
 
 
+def _fill(caches: Caches, row: int, beginning: Caches) -> int:
+    """Put keys and values at the beginning of a row; the number of its tokens."""
+    for name, values in beginning.items():
+        caches[name][row, :, : values.shape[1]] = values
+    return int(values.shape[1])
+
+
 def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSession":
     """A session all of whose nodes run where they should."""
     import onnxruntime
@@ -301,16 +345,14 @@ def _instead_of(provider: str) -> str:
 
 def _allocate(
     decoder: Decoder, rows: int, capacity: int, dtype: "np.dtype[np.floating[Any]]"
-) -> dict[str, NDArray[np.floating[Any]]]:
+) -> Caches:
     """Zeroed keys and values, [rows, kv_heads, capacity, head_dim] each, by suffix."""
     shape = (rows, decoder.kv_heads, capacity, decoder.head_dim)
     names = [f"{what}.{layer}" for layer in range(decoder.layers) for what in ("key", "value")]
     return {name: np.zeros(shape, dtype) for name in names}
 
 
-def _bindable(
-    caches: Mapping[str, NDArray[np.floating[Any]]], rows: int, memory: str
-) -> dict[str, "onnxruntime.OrtValue"]:
+def _bindable(caches: Caches, rows: int, memory: str) -> dict[str, "onnxruntime.OrtValue"]:
     """The first rows of the caches: on the CPU as values that share their memory."""
     from onnxruntime import OrtValue
 
