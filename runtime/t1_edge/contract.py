@@ -16,7 +16,7 @@ import msgspec
 from t1_edge.errors import ContractError
 from t1_edge.tokenization import TextTokenizer, check_text
 
-_UNLIKE: Final = ("a", "Zebras", "7", "水", "(x)", "\n", "")
+_UNLIKE: Final = ("the", "a", "Zebras", "7", "水", "(x)", "\n", "")
 
 SLOT = "{text}"
 
