@@ -253,7 +253,7 @@ def test_a_build_says_that_no_gate_ran_it(cuda_build: Callable[[Family, bool], B
 
 
 def test_a_build_without_it_has_none(tiny_build: Callable[..., Build]) -> None:
-    build = tiny_build("llama", "portable")
+    build = tiny_build("llama", "float")
     assert not build.has_cuda_graph
     assert "cuda" not in CliRunner().invoke(main, ["info", str(build.path)]).stdout
 
