@@ -13,6 +13,7 @@ import numpy as np
 from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Float32Array
 from t1_edge.errors import InputError
+from t1_edge.tokenization import check_texts
 
 PromptName = Literal["query", "document"]
 
@@ -80,8 +81,10 @@ class SentenceEncoder:
             InputError: If an argument asks for what cannot be done, or as `Encoder.encode_query`.
             EngineError: As `Encoder.encode_query`.
         """
-        _check(prompt_name, "query", batch_size, normalize_embeddings, others)
-        texts, batch_size = _texts(inputs), batch_size or _QUERIES
+        _check(prompt_name, "query", normalize_embeddings, others)
+        texts = _texts(inputs)
+        check_texts(texts, batch_size)
+        batch_size = batch_size or _QUERIES
         vectors = np.empty((len(texts), self._encoder.hidden), np.float32)
         with _progress(len(texts), show_progress_bar) as update:
             for at in range(0, len(texts), batch_size):
@@ -121,7 +124,7 @@ class SentenceEncoder:
                 `Encoder.embed_documents`.
             EngineError: As `Encoder.embed_documents`.
         """
-        _check(prompt_name, "document", batch_size, normalize_embeddings, others)
+        _check(prompt_name, "document", normalize_embeddings, others)
         texts = _texts(inputs)
         with _progress(len(texts), show_progress_bar) as update:
             found = self._encoder.embed_documents(
@@ -183,12 +186,9 @@ class SentenceEncoder:
 def _check(
     prompt_name: PromptName | None,
     right: PromptName,
-    batch_size: int | None,
     normalize: bool,
     others: dict[str, object],
 ) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     if not normalize:
         raise InputError("normalize_embeddings=False cannot be done: vectors have length 1")
     if prompt_name not in (None, right):

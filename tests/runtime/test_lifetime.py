@@ -22,6 +22,7 @@ from t1_edge.build import Build
 from t1_edge.encoder import Encoder
 from t1_edge.engines.select import EngineChoice
 from t1_edge.errors import BuildError, EngineError, InputError
+from t1_edge.machine import open_files, resident_bytes
 from t1_edge.query_cache import QueryCache
 from t1_edge.results import QueryEmbedding
 from t1_edge.thinking import Settle
@@ -31,14 +32,11 @@ Float32Array = NDArray[np.float32]
 TEXTS: Final = ["the lake", "", "water of the north " * 9, "why does the weather turn"]
 SPAWN: Final = multiprocessing.get_context("spawn")
 
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 OPENED: Final = 200
 WARM: Final = 40
 GROWTH: Final = 8 * 2**20
 """Bytes. What was opened and closed leaves holes in the heap, 1 to 3 MB in all; what llama.cpp has
 for one tiny encoder is 4."""
-
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="it reads /proc")
 
 
 @pytest.fixture(params=["onnx", "gguf"])
@@ -225,10 +223,6 @@ def test_a_forked_process_is_told_to_load_its_own(tmp_path: Path) -> None:
     encoder.close()
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
-
-
 def _open_and_close(answer: Any, path: Path, engine: EngineChoice, times: int, close: bool) -> None:
     """Resident bytes and open files once it is warm, and at the end."""
     samples = []
@@ -242,11 +236,10 @@ def _open_and_close(answer: Any, path: Path, engine: EngineChoice, times: int, c
         del encoder
         if number in (WARM, times):
             gc.collect()
-            samples.append((_resident(), len(os.listdir("/proc/self/fd"))))
+            samples.append((resident_bytes(), open_files()))
     answer.send(samples)
 
 
-@needs_proc
 @pytest.mark.parametrize(("times", "close"), [(OPENED, True), (OPENED // 2, False)])
 def test_nothing_stays_of_encoders(
     path: Path, engine: EngineChoice, own_cache: Path, times: int, close: bool
