@@ -40,8 +40,8 @@ def lay_out_documents(decoder: Decoder, encodings: Mapping[str, Encoding]) -> di
     Returns:
         The matrices by the name of each part.
     """
-    whole = lay_out(decoder, encodings)
-    places = {EMBEDDING: whole[EMBEDDING]}
+    places = {EMBEDDING: lay_out(decoder, encodings)[EMBEDDING]}
+    whole = lay_out(decoder, dict.fromkeys(encodings, "q8_0"))
     at = 0
     for spec in linear_layers(decoder):
         matrix = whole[spec.name]

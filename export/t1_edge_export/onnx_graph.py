@@ -120,10 +120,10 @@ class GraphWriter:
     def _attention(self, layer: int, normed: str) -> str:
         decoder = self._decoder
         names = [layer_name(layer, f"self_attn.{which}_proj") for which in "qkv"]
-        query = self._multiply(normed, names[0])
-        key = value = ""  # where they leave one matrix together with the queries
-        if names[1] not in self._matrices[names[0]].parts:
-            key, value = (self._multiply(normed, name) for name in names[1:])
+        if len(self._matrices[names[0]].parts) == 3 and not decoder.qk_norm:
+            query, key, value = self._multiply(normed, names[0]), "", ""  # GQA takes them together
+        else:
+            query, key, value = self._multiply_apart(normed, names)
         if decoder.qk_norm:
             query = self._head_norm(query, layer_name(layer, "self_attn.q_norm"), decoder.heads)
             key = self._head_norm(key, layer_name(layer, "self_attn.k_norm"), decoder.kv_heads)
@@ -151,8 +151,8 @@ class GraphWriter:
         return self._node("Reshape", [normed, joined], f"{norm}.joined")
 
     def _mlp(self, layer: int, normed: str) -> str:
-        gate = self._multiply(normed, layer_name(layer, "mlp.gate_proj"))
-        up = self._multiply(normed, layer_name(layer, "mlp.up_proj"))
+        names = [layer_name(layer, f"mlp.{which}_proj") for which in ("gate", "up")]
+        gate, up = self._multiply_apart(normed, names)
         # QuickGelu with alpha 1 is x * sigmoid(x): SiLU in one pass.
         silu = self._contrib("QuickGelu", [gate], [f"silu.{layer}"], alpha=1.0)
         gated = self._node("Mul", [silu, up], f"gated.{layer}")
@@ -228,6 +228,24 @@ class GraphWriter:
             block_size=matrix.block,
             accuracy_level=self._accuracy_level,
         )
+
+    def _multiply_apart(self, values: str, names: Sequence[str]) -> list[str]:
+        """Values times each of some tensors: a matrix that several share multiplies them once."""
+        found: list[str] = []
+        while len(found) < len(names):
+            matrix = self._matrices[names[len(found)]]
+            product = self._multiply(values, matrix.name)
+            found += self._split(product, matrix) if len(matrix.parts) > 1 else [product]
+        return found
+
+    def _split(self, product: str, matrix: Matrix) -> list[str]:
+        """A matrix's product, divided among its parts."""
+        starts = [*matrix.parts.values(), matrix.rows]
+        sizes = self._constant(f"{matrix.name}.rows", np.diff(starts))
+        outputs = [f"{name}.out" for name in matrix.parts]
+        outputs[0] += ".part"
+        self._add("Split", [product, sizes], outputs, "", {"axis": -1})
+        return outputs
 
     def _codes(self, matrix: Matrix) -> str:
         if matrix.encoding == "f32":

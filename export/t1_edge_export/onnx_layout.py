@@ -1,11 +1,13 @@
 """Where each matrix lies in weights.bin, and how its rows are packed there.
 
-Codes come before scales, each as one region a matrix. Queries, keys and values are one matrix where
-the graph can multiply them in one node: where nothing norms them apart, and they have one encoding.
+Codes come before scales, each as one region a matrix. Queries, keys and values multiply the same,
+as gate and up do: neighbours of one encoding among them are one matrix, which the graph multiplies
+in one node.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -132,25 +134,20 @@ def _shapes(decoder: Decoder, encodings: Mapping[str, Encoding]) -> Iterator[_Sh
 
 def _projections(
     decoder: Decoder, layer: int, encodings: Mapping[str, Encoding]
-) -> list[tuple[list[str], list[int], int]]:
+) -> Iterator[tuple[list[str], list[int], int]]:
     """Matrices of a block: parts, their rows, and the width."""
     hidden, inner = decoder.hidden, decoder.intermediate
     q, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    qkv: list[tuple[list[str], list[int], int]]
-    mixed = len({encodings[layer_name(layer, name)] for name in names}) > 1
-    # Queries and keys that are normed by head have to leave the multiplication separately.
-    if decoder.qk_norm or mixed:
-        qkv = [([name], [rows], hidden) for name, rows in zip(names, (q, kv, kv), strict=True)]
-    else:
-        qkv = [(names, [q, kv, kv], hidden)]
-    return [
-        *qkv,
-        (["self_attn.o_proj"], [hidden], q),
-        (["mlp.gate_proj"], [inner], hidden),
-        (["mlp.up_proj"], [inner], hidden),
-        (["mlp.down_proj"], [hidden], inner),
+    together: list[tuple[dict[str, int], int]] = [  # what multiplies the same
+        ({"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}, hidden),
+        ({"self_attn.o_proj": hidden}, q),
+        ({"mlp.gate_proj": inner, "mlp.up_proj": inner}, hidden),
+        ({"mlp.down_proj": hidden}, inner),
     ]
+    for parts, width in together:
+        for _, run in groupby(parts, key=lambda name: encodings[layer_name(layer, name)]):
+            names = list(run)
+            yield names, [parts[name] for name in names], width
 
 
 def _place(shape: _Shape, encodings: Mapping[str, Encoding], at: int) -> Matrix:

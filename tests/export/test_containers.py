@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Build, Decoder
 from t1_edge.errors import ExportError
+from t1_edge_export import pipeline
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.containers import Encoding, Slab
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
+from t1_edge_export.formats import choose_encodings
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.onnx_layout import Matrix, lay_out
 from t1_edge_export.onnx_writer import OnnxContainer
+from t1_edge_export.pipeline import Request, export
 from t1_edge_export.precision import Budget
-from tiny import KNOWN, Family, Tiny
+from tiny import KNOWN, TINY_CONTRACT, Family, Tiny
 
 Float32Array = NDArray[np.float32]
 
@@ -118,6 +121,46 @@ _DECODER = Decoder(
     family="llama", hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16, intermediate=32,
     vocabulary=40, positions=64, rope_theta=1e4, norm_epsilon=1e-6, tied=True,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("eight_bit", "together"),
+    [
+        ((), [["q", "k", "v"], ["o"], ["gate", "up"], ["down"]]),
+        (("v",), [["q", "k"], ["v"], ["o"], ["gate", "up"], ["down"]]),
+        (("k", "v", "down"), [["q"], ["k", "v"], ["o"], ["gate", "up"], ["down"]]),
+        (("k", "up"), [["q"], ["k"], ["v"], ["o"], ["gate"], ["up"], ["down"]]),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_what_multiplies_the_same_is_one_matrix_where_its_encoding_is_one(
+    tiny: Callable[..., Tiny],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: Family,
+    eight_bit: tuple[str, ...],
+    together: list[list[str]],
+) -> None:
+    checkpoint = open_checkpoint(tiny(family).folder)
+    layers = [spec.name for spec in linear_layers(checkpoint.decoder)]
+    chosen = [name for name in layers if _short(name) in eight_bit]
+    encodings = choose_encodings(checkpoint.decoder, "portable", ("onnx", "gguf"), chosen)
+    monkeypatch.setattr(pipeline, "_encodings", lambda *_: encodings)
+    request = Request(
+        name="tiny", destination=tmp_path / "x", contract=TINY_CONTRACT, allow_drift=True
+    )
+    build = export(checkpoint, request)
+    first = [m for m in lay_out(checkpoint.decoder, encodings).values() if "layers.0." in m.name]
+    parts = {matrix.name: [_short(name) for name in matrix.parts] for matrix in first}
+    assert list(parts.values()) == together
+    # llama.cpp multiplies them one by one.
+    cross = build.manifest.verification.cross_engine_min
+    assert cross is not None
+    assert cross > 0.998
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("_proj.weight").rpartition(".")[2]
 
 
 def _slab(spec: TensorSpec, start: int = 0) -> Slab:

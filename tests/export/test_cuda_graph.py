@@ -43,7 +43,7 @@ Float32Array = NDArray[np.float32]
 
 CUDA_FLOAT16_KERNELS = {
     ("", "Cast"), ("", "GatherND"), ("", "Mul"), ("", "Reshape"),
-    ("", "SimplifiedLayerNormalization"),
+    ("", "SimplifiedLayerNormalization"), ("", "Split"),
     ("com.microsoft", "GatherBlockQuantized"), ("com.microsoft", "GroupQueryAttention"),
     ("com.microsoft", "MatMulNBits"), ("com.microsoft", "QuickGelu"),
     ("com.microsoft", "SkipSimplifiedLayerNormalization"),
@@ -154,7 +154,7 @@ def test_smollm2_computes_what_its_weights_say(smollm2: Build) -> None:
 def _swap_scales(model: onnx.ModelProto) -> None:
     """Two matrices of one shape take each other's scales."""
     found = {t.name: t for t in model.graph.initializer}
-    names = [f"model.layers.{n}.mlp.up_proj.weight.scales" for n in (0, 1)]
+    names = [f"model.layers.{n}.mlp.gate_proj.weight.scales" for n in (0, 1)]
     one, other = (found[name].external_data for name in names)
     for a, b in zip(one, other, strict=True):
         a.value, b.value = b.value, a.value
