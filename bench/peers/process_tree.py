@@ -7,10 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _SECONDS_BETWEEN_LOOKS: Final = 0.05
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Look(NamedTuple):
+    """When a command was looked at, in seconds since it began, and what was resident then."""
+
+    at: float
+    resident: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +26,23 @@ class Taken:
 
     Attributes:
         seconds: By the clock.
-        peak_resident: Most bytes that its processes had resident together. Pages that they share
-            count for each; files that were only read count for none.
+        looks: Bytes that its processes had resident together, again and again. Pages that they
+            share count for each; files that were only read count for none.
         returncode: Its exit code.
     """
 
     seconds: float
-    peak_resident: int
+    looks: Sequence[Look]
     returncode: int
+
+    @property
+    def peak_resident(self) -> int:
+        """Most bytes that were resident."""
+        return self.peak(0, self.seconds)
+
+    def peak(self, start: float, stop: float) -> int:
+        """Most bytes that were resident between two times, in seconds since it began."""
+        return max((look.resident for look in self.looks if start <= look.at <= stop), default=0)
 
 
 def run(command: Sequence[str], *, log: Path) -> Taken:
@@ -36,20 +52,21 @@ def run(command: Sequence[str], *, log: Path) -> Taken:
         command: Program and arguments.
         log: Where its output goes.
     """
-    peak = 0
+    looks = []
     began = time.perf_counter()
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
-                peak = max(peak, sum(map(_resident, _tree(process.pid))))
+                resident = sum(map(_resident, _tree(process.pid)))
+                looks.append(Look(time.perf_counter() - began, resident))
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             if process.poll() is None:  # whoever measures was interrupted
                 process.kill()
                 process.wait()
     seconds = time.perf_counter() - began
-    return Taken(seconds=seconds, peak_resident=peak, returncode=process.returncode)
+    return Taken(seconds=seconds, looks=looks, returncode=process.returncode)
 
 
 def _tree(pid: int) -> Iterator[int]:

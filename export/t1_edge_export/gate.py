@@ -3,7 +3,7 @@
 The bounds and the measurements behind them are in docs/build-format.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ def measure(
     *,
     documents: bool = False,
     scratch: Path,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Measured:
     """Run the fresh files of each format.
 
@@ -75,6 +76,7 @@ def measure(
         profile: Whose bounds apply.
         documents: Whether there is a graph for documents.
         scratch: A directory for what processes tell each other.
+        say: Called with a line of talk before each engine's turn.
 
     Raises:
         EngineError: If an engine cannot run the files.
@@ -82,10 +84,12 @@ def measure(
     """
     texts = _check_tokenizer(directory) if "gguf" in formats else 0
     bounds, exact = BOUNDS[profile], profile == "float"
-    answers = {
-        format: ask_format(directory, format, decoder, trial, exact=exact, scratch=scratch)
-        for format in formats
-    }
+    answers = {}
+    for format in formats:
+        say(f"verifying what was written for {format}")
+        answers[format] = ask_format(
+            directory, format, decoder, trial, exact=exact, scratch=scratch
+        )
     verification = Verification(
         rows=len(trial.rows),
         positions=len(truth.scores),

@@ -32,6 +32,7 @@ from t1_edge.errors import ExportError
 from t1_edge.machine import free_memory
 from t1_edge.tokenization import TextTokenizer
 from t1_edge.verification import Verification
+from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
@@ -55,7 +56,7 @@ from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
 from t1_edge_export.room import check_disk, check_memory, nearest_folder
 from t1_edge_export.staging import Staging, check_free, staged
-from t1_edge_export.trial import ask_reference, golden
+from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, set_trial
 from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights
@@ -141,7 +142,7 @@ def export(
     request: Request,
     *,
     say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int], None] = lambda weights: None,
+    bars: Bars = no_bars,
 ) -> Build:
     """Write, verify and publish a build.
 
@@ -149,7 +150,7 @@ def export(
         checkpoint: The float weights.
         request: What to make of them.
         say: Called with a line of talk at each step.
-        progress: Called with the number of weights that were just written.
+        bars: Shows how far the longer steps are.
 
     Returns:
         The published build.
@@ -178,9 +179,9 @@ def export(
     ) as staging:
         directory = staging.directory
         (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
-        encodings = _encodings(checkpoint, request, say)
+        encodings = _encodings(checkpoint, request, say, bars)
         say(f"writing {' and '.join(request.formats)}")
-        weights = _write(staging, checkpoint, request, encodings, progress)
+        weights = _write(staging, checkpoint, request, encodings, bars)
         read = partial(
             read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
         )
@@ -188,9 +189,8 @@ def export(
             say("writing what reads documents")
             write_documents(directory, checkpoint, encodings, read("onnx"))
         say("asking the float reference for golden vectors")
-        trial, truth = ask_reference(ReferenceEngine(checkpoint), codec, say)
+        trial, truth = _ask_reference(checkpoint, codec, bars)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)
-        say("verifying the files that were written")
         found = measure(
             directory,
             request.formats,
@@ -200,6 +200,7 @@ def export(
             request.profile,
             documents=request.documents,
             scratch=staging.scratch,
+            say=say,
         )
         verification = judge(found, checkpoint, read, say, allow_drift=request.allow_drift)
         manifest = _manifest(directory, checkpoint, request, encodings, verification, weights)
@@ -208,7 +209,7 @@ def export(
 
 
 def _encodings(
-    checkpoint: Checkpoint, request: Request, say: Callable[[str], None]
+    checkpoint: Checkpoint, request: Request, say: Callable[[str], None], bars: Bars
 ) -> dict[str, Encoding]:
     """Block format by tensor name, those linear layers measured that a budget is spent on."""
     decoder = checkpoint.decoder
@@ -220,7 +221,9 @@ def _encodings(
     importance = request.quantizer.importance()
     judged = "" if importance else ", by the weights alone"
     say(f"measuring what 4 bits cost each linear layer{judged}")
-    chosen = choose_eight_bit(decoder, limit, by_worth(checkpoint, importance))
+    with bars("measuring", 1) as progress:
+        worth = by_worth(checkpoint, importance, progress=progress)
+    chosen = choose_eight_bit(decoder, limit, worth)
     return choose_encodings(decoder, request.profile, request.formats, chosen)
 
 
@@ -237,7 +240,7 @@ def _write(
     checkpoint: Checkpoint,
     request: Request,
     encodings: Mapping[str, Encoding],
-    progress: Callable[[int], None],
+    bars: Bars,
 ) -> str:
     """Write the files of every format; the sha256 of the quantized weights."""
     decoder = checkpoint.decoder
@@ -250,12 +253,27 @@ def _write(
             )
             stack.callback(container.abort)
             containers.append(container)
-        weights = write_weights(
-            checkpoint, encodings, request.quantizer, containers, staging.journal, progress=progress
-        )
+        with bars("quantizing", 1) as progress:
+            weights = write_weights(
+                checkpoint,
+                encodings,
+                request.quantizer,
+                containers,
+                staging.journal,
+                progress=progress,
+            )
         for container in containers:
             container.finish()
     return weights
+
+
+def _ask_reference(checkpoint: Checkpoint, codec: Codec, bars: Bars) -> tuple[Trial, Answers]:
+    """What the gate asks, and the float reference's answers."""
+    engine = ReferenceEngine(checkpoint)
+    with bars("thinking", BUDGETS[-1]) as progress, engine.watched(progress):
+        trial, scores = set_trial(engine, codec)
+    with bars("reading", 1) as progress, engine.watched(progress):
+        return trial, answer_own(engine, trial, scores)
 
 
 def _key(checkpoint: Checkpoint, request: Request) -> str:

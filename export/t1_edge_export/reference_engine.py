@@ -1,6 +1,7 @@
 """The float reference as an engine: what thinks and peeks with a build's engine does with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -9,8 +10,9 @@ from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.machine import available_threads
+from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
-from t1_edge_export.decoder import layer_tensors, weight_count
+from t1_edge_export.decoder import layer_tensors, linear_layers, weight_count
 from t1_edge_export.reference import Reference
 
 _KEPT: Final = 2**30
@@ -38,11 +40,26 @@ class ReferenceEngine:
     def __init__(self, checkpoint: Checkpoint, *, keep: bool | None = None) -> None:
         self._decoder = checkpoint.decoder
         small = 4 * weight_count(self._decoder) <= _KEPT
-        self._reference = Reference(checkpoint, keep=small if keep is None else keep)
+        self._sizes = {spec.name: spec.size for spec in linear_layers(self._decoder)}
+        self._progress: Progress = silent
+        self._reference = Reference(
+            checkpoint,
+            keep=small if keep is None else keep,
+            observe=lambda name, inputs: self._progress(self._sizes[name]),
+        )
         library, threads = f"numpy {np.__version__}", available_threads()
         self.info = EngineInfo(engine="float", library=library, device="cpu", threads=threads)
         self._rows: Rows | None = None
         self._closed = False
+
+    @contextmanager
+    def watched(self, progress: Progress) -> Iterator[None]:
+        """Tell of the linear layers that tokens pass through, while the context is open."""
+        self._progress = progress
+        try:
+            yield
+        finally:
+            self._progress = silent
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Every row is computed whole."""

@@ -4,8 +4,7 @@ Teacher-forced: vectors of whole rows, and scores of the next token along the re
 Free-running: what the engine thinks by itself, and the vectors behind that.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,8 +22,6 @@ from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 
 BUDGETS: Final = (0, 4, 16)
 """Nothing, a few words, and what contracts give when nobody says."""
-
-_SECONDS_BETWEEN_LINES: Final = 5
 
 Tokens = tuple[int, ...]
 
@@ -104,18 +101,18 @@ class Answers:
             )
 
 
-def ask_reference(
-    engine: Engine, codec: Codec, say: Callable[[str], None] = lambda text: None
-) -> tuple[Trial, Answers]:
-    """Let the float reference set the questions, and answer them.
+def set_trial(engine: Engine, codec: Codec) -> tuple[Trial, Float32Array]:
+    """Let the float reference set the questions.
 
     Args:
-        engine: The reference.
+        engine: The reference. It runs once for each token of the largest budget, at most.
         codec: The contract, bound to the checkpoint's tokenizer.
-        say: Called with a line every few seconds of thinking.
+
+    Returns:
+        The trial, and the reference's scores along its thoughts: `Answers.scores`.
     """
     queries = tuple(codec.query(text).tokens for text in QUERIES)
-    with _Scored(engine.start(queries, room=BUDGETS[-1] + 2), say) as session:
+    with _Scored(engine.start(queries, room=BUDGETS[-1] + 2)) as session:
         written = think(session, len(queries), codec, budget=BUDGETS[-1])
     thoughts = tuple(thought.tokens for thought in written)
     ends = [
@@ -135,16 +132,29 @@ def ask_reference(
         rows=tuple(rows),
         ends=tuple(tuple(map(rows.index, found)) for found in ends),
     )
-    vectors = run_rows(engine, rows)
     scores = [step[trial.thinking(at)] for at, step in enumerate(session.scores)]
-    answers = Answers(
+    return trial, np.concatenate(scores)
+
+
+def answer_own(engine: Engine, trial: Trial, scores: Float32Array) -> Answers:
+    """Let who set the questions answer them: it runs once over the whole rows.
+
+    Args:
+        engine: The reference.
+        trial: Its questions.
+        scores: Its scores, as `set_trial` gave them.
+
+    Raises:
+        EngineError: If a vector is not one.
+    """
+    vectors = run_rows(engine, trial.rows)
+    return Answers(
         library=engine.info.library,
         vectors=vectors,
-        scores=np.concatenate(scores),
-        thoughts=thoughts,
+        scores=scores,
+        thoughts=trial.thoughts,
         ends=vectors[np.array(trial.ends)],
     )
-    return trial, answers
 
 
 def ask(engine: Engine, codec: Codec, trial: Trial) -> Answers:
@@ -214,9 +224,8 @@ def _forced(engine: Engine, trial: Trial) -> Float32Array:
 class _Scored:
     """A session that keeps the logits it was asked for, step by step, in `scores`."""
 
-    def __init__(self, session: Session, say: Callable[[str], None]) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._say, self._said = say, time.monotonic()
         self.scores: list[Float32Array] = []
 
     def append(self, tokens: Mapping[int, int]) -> None:
@@ -224,9 +233,6 @@ class _Scored:
 
     def logits(self) -> Float32Array:
         self.scores.append(self._session.logits())
-        if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            self._say(f"the reference has written {len(self.scores)} tokens of {BUDGETS[-1]}")
         return self.scores[-1]
 
     def peek(self, *tokens: int) -> Float32Array:

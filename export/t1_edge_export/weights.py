@@ -1,11 +1,12 @@
 """One pass over a checkpoint's tensors, into every container, with a journal of what is whole."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
+from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import ContainerWriter, Encoding, Slab
 from t1_edge_export.decoder import matrices, tensors
@@ -24,7 +25,7 @@ def write_weights(
     containers: Sequence[ContainerWriter],
     journal: Journal,
     *,
-    progress: Callable[[int], None] = lambda weights: None,
+    progress: Progress = silent,
 ) -> str:
     """Write what the journal does not hold yet.
 

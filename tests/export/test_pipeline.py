@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from stages import stage
 from t1_edge.build import GOLDEN, Build
 from t1_edge.cli import main
 from t1_edge.errors import CheckpointError, ContractError, ExportError, GateError, MissingExtraError
@@ -86,7 +87,9 @@ def test_formats_are_written_as_asked(
     checkpoint: Checkpoint, request_: Request, formats: tuple[str, ...]
 ) -> None:
     done: list[int] = []
-    build = export(checkpoint, _replaced(request_, formats=formats), progress=done.append)
+    build = export(
+        checkpoint, _replaced(request_, formats=formats), bars=stage("quantizing", done.append)
+    )
     assert build.manifest.formats == formats
     assert ("weights.bin" in build.manifest.files) == ("onnx" in formats)
     assert ("model.gguf" in build.manifest.files) == ("gguf" in formats)
@@ -161,7 +164,7 @@ def test_an_interrupted_export_leaves_no_build(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "ask_reference", interrupted)
+    monkeypatch.setattr(pipeline, "set_trial", interrupted)
     with suppress(KeyboardInterrupt):
         export(checkpoint, request_)
     assert os.listdir(request_.destination.parent) == [".tiny.partial"]

@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
+from stages import stage
 from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, Build, Format
 from t1_edge.cli import main
 from t1_edge.errors import ExportError
 from t1_edge_export import pipeline
+from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, layer_name, linear_layers
@@ -217,7 +219,7 @@ def test_the_choice_beats_chance(
     for seed in range(2):
         layers = list(linear_layers(measured.manifest.decoder))
         random.Random(seed).shuffle(layers)
-        monkeypatch.setattr(pipeline, "by_worth", lambda *_, order=layers: order)
+        monkeypatch.setattr(pipeline, "by_worth", lambda *_, order=layers, **__: order)
         found = export(checkpoint, request).manifest.verification
         means.append(found.engines["gguf"].cosine_mean)
     assert measured.manifest.verification.engines["gguf"].cosine_mean > max(means)
@@ -263,9 +265,9 @@ def test_another_budget_does_not_go_on_with_what_was_left(
     def interrupted(count: int) -> None:
         raise KeyboardInterrupt
 
-    target = tmp_path / "x"
+    target, bars = tmp_path / "x", stage("quantizing", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _export(checkpoint, target, budget=Budget(bits=5.5), progress=interrupted)
+        _export(checkpoint, target, budget=Budget(bits=5.5), bars=bars)
     with pytest.raises(ExportError, match="other options"):
         _export(checkpoint, target, budget=Budget(bits=5), resume=True)
     resumed = _export(checkpoint, target, budget=Budget(bits=5.5), resume=True)
@@ -276,7 +278,7 @@ def test_another_budget_does_not_go_on_with_what_was_left(
 def _export(
     checkpoint: Checkpoint,
     destination: Path,
-    progress: Callable[[int], None] = lambda count: None,
+    bars: Bars = no_bars,
     **options: Any,
 ) -> Build:
     request = Request(
@@ -287,7 +289,7 @@ def _export(
         allow_drift=True,
         **options,
     )
-    return export(checkpoint, request, progress=progress)
+    return export(checkpoint, request, bars=bars)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from attempts import attempt
+from stages import stage
 from t1_edge.build import Build
 from t1_edge.errors import BuildError, ExportError
 from t1_edge_export import staging, weights
@@ -93,7 +94,7 @@ def test_what_is_whole_is_not_quantized_again(
 
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        export(checkpoint, request_, progress=lose_patience, say=said.append)
+        export(checkpoint, request_, bars=stage("quantizing", lose_patience), say=said.append)
     assert "--resume" in said[-1]
     assert not request_.destination.exists()
     quantized: list[str] = []
@@ -104,7 +105,7 @@ def test_what_is_whole_is_not_quantized_again(
 
     again = dataclasses.replace(request_, resume=True, quantizer=Quantizer(q4_0=q4_0))
     done: list[int] = []
-    build = export(checkpoint, again, progress=done.append)
+    build = export(checkpoint, again, bars=stage("quantizing", done.append))
     assert "model.layers.0.self_attn.q_proj.weight" not in quantized
     assert "model.layers.2.mlp.down_proj.weight" in quantized
     assert sum(done) == weight_count(build.manifest.decoder)
@@ -122,7 +123,7 @@ def _leave_half(checkpoint: Checkpoint, request: Request, *, slabs: int = 1) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(checkpoint, request, progress=interrupted)
+        export(checkpoint, request, bars=stage("quantizing", interrupted))
 
 
 def test_another_request_does_not_go_on_with_it_nor_lose_it(

@@ -17,7 +17,7 @@ from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.gate import BOUNDS, _agreed, _figures, _worst_texts, divergence
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
-from t1_edge_export.trial import BUDGETS, Answers, Trial, ask, ask_reference, golden
+from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, ask, golden, set_trial
 from t1_edge_export.trial_process import ask_format
 from t1_edge_export.vocabulary import with_tokens
 from tiny import KNOWN, TINY_CONTRACT, Tiny
@@ -76,8 +76,14 @@ def _thoughts(**changed: tuple[int, int]) -> list[list[int]]:
     return found
 
 
+def _asked(codec: Codec) -> tuple[Trial, Answers]:
+    engine = Scripted(codec, _thoughts())
+    trial, scores = set_trial(engine, codec)
+    return trial, answer_own(engine, trial, scores)
+
+
 def test_thoughts_that_end_early_are_one_row(codec: Codec) -> None:
-    trial, truth = ask_reference(Scripted(codec, _thoughts()), codec)
+    trial, truth = _asked(codec)
     assert [len(thought) for thought in trial.thoughts] == list(LENGTHS)
     assert len(trial.rows) == len(set(trial.rows))
     assert len(trial.rows) == 8 + 7 + 3 + len(DOCUMENTS)  # one is empty, three are longer than four
@@ -95,7 +101,7 @@ def test_thoughts_that_end_early_are_one_row(codec: Codec) -> None:
 
 
 def test_who_answers_the_same_is_the_same(codec: Codec) -> None:
-    trial, truth = ask_reference(Scripted(codec, _thoughts()), codec)
+    trial, truth = _asked(codec)
     found = ask(Scripted(codec, _thoughts()), codec, trial)
     figures = _figures(truth, found, BOUNDS["float"])
     assert figures.cosine_min == figures.cosine_p1 == 1
@@ -106,7 +112,7 @@ def test_who_answers_the_same_is_the_same(codec: Codec) -> None:
 
 
 def test_a_token_that_flips_shows_where_it_should(codec: Codec) -> None:
-    trial, truth = ask_reference(Scripted(codec, _thoughts()), codec)
+    trial, truth = _asked(codec)
     found = ask(Scripted(codec, _thoughts(query2=(5, 99))), codec, trial)
     figures = _figures(truth, found, BOUNDS["float"])
     assert figures.cosine_min == 1  # teacher-forced, the same tokens go in
@@ -119,7 +125,7 @@ def test_a_token_that_flips_shows_where_it_should(codec: Codec) -> None:
 
 
 def test_the_furthest_texts_are_named(codec: Codec) -> None:
-    trial, truth = ask_reference(Scripted(codec, _thoughts()), codec)
+    trial, truth = _asked(codec)
     vectors = truth.vectors.copy()
     vectors[-3] *= -1
     vectors[trial.ends[1][4]] *= -0.5
@@ -148,7 +154,7 @@ def test_tokens_agree_up_to_the_first_that_differs(
 
 
 def test_answers_come_back(codec: Codec, tmp_path: Path) -> None:
-    _, truth = ask_reference(Scripted(codec, _thoughts()), codec)
+    _, truth = _asked(codec)
     truth.save(tmp_path / "answers.npz")
     found = Answers.load(tmp_path / "answers.npz")
     assert (found.library, found.thoughts) == (truth.library, list(truth.thoughts))
@@ -158,7 +164,7 @@ def test_answers_come_back(codec: Codec, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trial(codec: Codec) -> Trial:
-    return ask_reference(Scripted(codec, _thoughts()), codec)[0]
+    return set_trial(Scripted(codec, _thoughts()), codec)[0]
 
 
 @pytest.mark.parametrize("format", ["onnx", "gguf"])

@@ -10,7 +10,7 @@ import click
 
 from t1_edge.cli import options
 from t1_edge.cli.output import put_json
-from t1_edge_export.cli.quantizing import quantizing, timed_say
+from t1_edge_export.cli.talk import bars_in_bytes, timed_say
 
 if TYPE_CHECKING:
     from t1_edge_export.plan import Plan
@@ -208,12 +208,11 @@ def export(
         allow_drift=allow_drift,
     )
     check(opened, request)  # before statistics are collected for minutes
+    bars = bars_in_bytes(opened)
     fitted = find_quantizer(
-        quantizer or "search", calibration, opened, found, save=save_statistics, say=talk
+        quantizer or "search", calibration, opened, found, save=save_statistics, say=talk, bars=bars
     )
-    request = replace(request, quantizer=fitted)
-    with quantizing(opened) as update:
-        build = write(opened, request, say=talk, progress=update)
+    build = write(opened, replace(request, quantizer=fitted), say=talk, bars=bars)
     if as_json:
         sizes = {format: build.size(format) for format in build.manifest.formats}
         put_json({"path": str(build.path), "fingerprint": build.manifest.fingerprint} | sizes)

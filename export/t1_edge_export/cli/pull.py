@@ -6,7 +6,7 @@ import click
 
 from t1_edge.cli import options
 from t1_edge.cli.output import put_json, say
-from t1_edge_export.cli.quantizing import quantizing, timed_say
+from t1_edge_export.cli.talk import bars_in_bytes, timed_say
 
 if TYPE_CHECKING:
     from t1_edge.build import Build
@@ -62,5 +62,4 @@ def model_build(model: "Model", *, fresh: bool = False) -> "Build":
     talk = timed_say()
     checkpoint = model.open(talk)
     request = model.request(checkpoint, formats)
-    with quantizing(checkpoint) as update:
-        return export(checkpoint, request, say=talk, progress=update)
+    return export(checkpoint, request, say=talk, bars=bars_in_bytes(checkpoint))

@@ -1,4 +1,4 @@
-"""The bar of an export, and its talk."""
+"""The bars of an export, and its talk."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,33 +8,39 @@ from typing import TYPE_CHECKING
 from t1_edge.cli.output import progress, say
 
 if TYPE_CHECKING:
+    from t1_edge_export.bars import Bars, Progress
     from t1_edge_export.checkpoint import Checkpoint
 
 
-@contextmanager
-def quantizing(checkpoint: "Checkpoint") -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of a checkpoint as it stores them.
+def bars_in_bytes(checkpoint: "Checkpoint") -> "Bars":
+    """Bars over the bytes of a checkpoint as it stores them.
 
-    Every weight counts as much: in a GGUF of several block formats bytes are an average.
+    Every weight counts as much: in a GGUF of several block formats bytes are an average. A stage
+    that ends before its last pass, or leaves out tensors, is shown as whole when it ends.
 
     Args:
         checkpoint: What is exported, with the contract's tokens.
-
-    Yields:
-        A function to call with the number of weights that were just written.
     """
     from t1_edge_export.decoder import weight_count
 
     weights, size = weight_count(checkpoint.decoder), checkpoint.stored_bytes
-    done = 0
-    with progress(size, "quantizing", in_bytes=True) as update:
 
-        def written(count: int) -> None:
-            nonlocal done
-            before, done = done, done + count
-            update(done * size // weights - before * size // weights)
+    @contextmanager
+    def bar(title: str, passes: int) -> Iterator["Progress"]:
+        shown = 0
+        done = 0
+        with progress(passes * size, title, in_bytes=True) as update:
 
-        yield written
+            def passed(count: int) -> None:
+                nonlocal done, shown
+                done += count
+                before, shown = shown, done * size // weights
+                update(shown - before)
+
+            yield passed
+            update(passes * size - shown)
+
+    return bar
 
 
 def timed_say() -> Callable[[str], None]:

@@ -9,6 +9,7 @@ import msgspec
 from t1_edge.contract import Codec, Contract
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge.tokenization import TextTokenizer
+from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.quantize.quantizer import (
     ROUNDING,
@@ -33,6 +34,7 @@ def find_quantizer(
     *,
     save: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    bars: Bars = no_bars,
 ) -> Quantizer:
     """The quantizer that an export asks for.
 
@@ -44,6 +46,7 @@ def find_quantizer(
         contract: What makes rows of texts.
         save: Where to write the statistics that are collected, as an importance matrix.
         say: Called with a line of talk before something that takes long.
+        bars: Shows how far it is.
 
     Raises:
         CheckpointError: If a file is damaged, or of another model.
@@ -71,9 +74,10 @@ def find_quantizer(
     rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
     dataset = f"{len(rows)} rows of {path.name}"
     if kind == "gptq":
-        return compensated(checkpoint, rows, dataset)
+        return compensated(checkpoint, rows, dataset, bars=bars)
     say(f"collecting statistics over {dataset}, {sum(map(len, rows))} tokens")
-    statistics = collect(checkpoint, rows, dataset)
+    with bars("collecting", 1) as progress:
+        statistics = collect(checkpoint, rows, dataset, progress=progress)
     if save:
         statistics.save(save, checkpoint.decoder)
     return weighted(statistics)

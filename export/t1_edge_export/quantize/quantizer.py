@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
 from t1_edge.errors import ExportError
+from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import TensorSpec, linear_layers
@@ -92,7 +93,9 @@ def weighted(statistics: Statistics) -> Quantizer:
     )
 
 
-def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Quantizer:
+def compensated(
+    checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str, *, bars: Bars = no_bars
+) -> Quantizer:
     """GPTQ, each layer given what the float model gives it.
 
     Args:
@@ -100,7 +103,13 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
             before it is quantized; memory holds that block and the rows' states.
         rows: Token ids, of the shape that the decoder will meet.
         dataset: What they are, for people to read.
+        bars: Shows how far statistics are, should they be wanted.
     """
+
+    def importance() -> Mapping[str, Float32Array]:
+        with bars("collecting", 1) as progress:
+            return collect(checkpoint, rows, dataset, progress=progress).importance
+
     blocks = block_grams(checkpoint, rows)
     current: dict[str, Float32Array] = {}
     factors: list[tuple[Float32Array, Float32Array]] = []  # of a gram; q, k and v have one
@@ -117,7 +126,7 @@ def compensated(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: 
     return Quantizer(
         q4_0=q4_0,
         calibration=f"GPTQ {_digest(rows)}: {dataset}",
-        importance=lambda: collect(checkpoint, rows, dataset).importance,
+        importance=importance,
         memory=gptq_memory(checkpoint.decoder),
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
+from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers, projection
 from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0
@@ -40,11 +41,17 @@ class _Part:
     """Weighted sums over a slab's weights: of errors at 4 bits, less those at 8; of squares."""
 
     name: str
+    size: int
     gain: float
     square: float
 
 
-def by_worth(checkpoint: Checkpoint, importance: Mapping[str, Float32Array]) -> list[TensorSpec]:
+def by_worth(
+    checkpoint: Checkpoint,
+    importance: Mapping[str, Float32Array],
+    *,
+    progress: Progress = silent,
+) -> list[TensorSpec]:
     """Linear layers, those first where a byte more spares the vector most.
 
     Every layer is read once, and rounded by the scale search whatever rounds it in the end.
@@ -53,6 +60,7 @@ def by_worth(checkpoint: Checkpoint, importance: Mapping[str, Float32Array]) -> 
         checkpoint: The float weights; memory holds a few slabs of them.
         importance: Mean squared input of each channel, float32 [in], by tensor name. Empty, all
             channels count alike, and so do all blocks.
+        progress: Called with the number of weights that were just measured.
 
     Raises:
         CheckpointError: If a tensor cannot be read, or weights are too large for float16 scales.
@@ -62,6 +70,7 @@ def by_worth(checkpoint: Checkpoint, importance: Mapping[str, Float32Array]) -> 
     for part in in_order(_works(checkpoint, importance)):
         gains[part.name] = gains.get(part.name, 0) + part.gain
         squares[part.name] = squares.get(part.name, 0) + part.square
+        progress(part.size)
     # Without statistics nobody knows how large what a layer is given is beside another's.
     reach = _reach(checkpoint.decoder, squares) if importance else dict.fromkeys(squares, 1.0)
 
@@ -114,7 +123,7 @@ def _measure(
         for how in (q4_0, None)
     )
     square = _weighted_squares(weights, importance)
-    return _Part(name=spec.name, gain=four - eight, square=square)
+    return _Part(name=spec.name, size=weights.size, gain=four - eight, square=square)
 
 
 def _weighted_squares(values: Float32Array, importance: Float32Array) -> float:

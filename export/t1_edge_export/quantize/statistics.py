@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
 from t1_edge.errors import CheckpointError, ExportError
+from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint, check_finite
 from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.gguf_checkpoint import gguf_names
@@ -93,19 +94,28 @@ class Statistics:
             writer.close()
 
 
-def collect(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str) -> Statistics:
+def collect(
+    checkpoint: Checkpoint,
+    rows: Sequence[Sequence[int]],
+    dataset: str,
+    *,
+    progress: Progress = silent,
+) -> Statistics:
     """Run the float reference over rows, and keep what its linear layers were given.
 
     Args:
         checkpoint: The float weights; memory holds one block of them, and the rows' states.
         rows: Token ids, of the shape that the decoder will meet.
         dataset: What they are, for people to read.
+        progress: Called with the number of weights that tokens just passed through.
     """
     tokens = sum(map(len, rows))
+    sizes = {spec.name: spec.size for spec in linear_layers(checkpoint.decoder)}
     found: dict[str, Float32Array] = {}
 
     def observe(name: str, inputs: Float32Array) -> None:
         found[name] = np.einsum("ti,ti->i", inputs, inputs) / np.float32(tokens)
+        progress(sizes[name])
 
     Reference(checkpoint, observe=observe).hidden_states(rows)
     return Statistics(importance=found, tokens=tokens, dataset=dataset)

@@ -1,0 +1,20 @@
+"""What an export tells of its progress: a bar for each stage, over passes through the weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+Progress = Callable[[int], None]
+"""Called with the number of weights that were just dealt with."""
+
+Bars = Callable[[str, int], AbstractContextManager[Progress]]
+"""Opens the bar of a stage: its title, and how often at most it passes through all weights."""
+
+
+def silent(weights: int) -> None:
+    """The progress that nobody watches."""
+
+
+@contextmanager
+def no_bars(title: str, passes: int) -> Iterator[Progress]:
+    """Bars that nobody watches."""
+    yield silent

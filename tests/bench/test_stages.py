@@ -1,0 +1,46 @@
+"""What each stage of an export took."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from peers.process_tree import Look, Taken
+from peers.stages import Stage, main, stages
+from tiny import Tiny
+
+
+def test_what_it_took_is_divided_among_what_it_said() -> None:
+    log = (
+        "collecting statistics (at 2 s)\ncollecting 1 of 2 GB, 1 GB/s, 1 s left\nwriting (at 5 s)\n"
+    )
+    looks = [Look(1.0, 10), Look(3.0, 70), Look(4.5, 30), Look(6.0, 20)]
+    assert stages(log, Taken(seconds=7.5, looks=looks, returncode=0)) == [
+        Stage(what="beginning", seconds=2.0, peak_resident=10),
+        Stage(what="collecting statistics", seconds=3.0, peak_resident=70),
+        Stage(what="writing", seconds=2.5, peak_resident=20),
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_an_export_is_measured_and_removed(tiny: Callable[..., Tiny], tmp_path: Path) -> None:
+    options = ["--contract", "chat", "--calibration", "none", "--format", "gguf", "--allow-drift"]
+    command = [str(tiny("llama").folder), "--work", str(tmp_path), "--", *options]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    assert [stage["what"] for stage in found] == [
+        "beginning",
+        "writing gguf",
+        "asking the float reference for golden vectors",
+        "verifying what was written for gguf",
+    ]
+    assert all(stage["peak_resident"] > 0 for stage in found[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["stages.log"]
+    options[3] = "nowhere.gguf"
+    refused = CliRunner().invoke(main, command[:4] + options)
+    assert refused.exit_code == 1
+    assert "see" in refused.output
