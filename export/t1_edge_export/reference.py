@@ -63,7 +63,7 @@ class Reference:
         Returns:
             float32 [rows, hidden].
         """
-        return self.forward(rows, self.caches(len(rows)))
+        return self._last(rows, None)
 
     def blocks(self, rows: Sequence[Sequence[int]]) -> Iterator[int]:
         """Run rows a block at a time, for who observes.
@@ -74,8 +74,7 @@ class Reference:
         Yields:
             Each block's number, once its linear layers were observed.
         """
-        residuals = self._residuals(rows, self.caches(len(rows)))
-        yield from (layer for layer, _ in enumerate(residuals))
+        yield from (layer for layer, _ in enumerate(self._residuals(rows, None)))
 
     def logits(self, hidden: Float32Array) -> Float32Array:
         """Scores of the next token, float32 [rows, vocabulary], from normed hidden states."""
@@ -100,18 +99,28 @@ class Reference:
         Returns:
             Hidden states after the final norm at each chunk's last token, float32 [rows, hidden].
         """
+        return self._last(chunks, caches)
+
+    def _last(
+        self, chunks: Sequence[Sequence[int]], caches: "Sequence[Cache] | None"
+    ) -> Float32Array:
+        """Hidden states after the final norm at each chunk's last token."""
         [states] = deque(self._residuals(chunks, caches), maxlen=1)
         last = states[np.cumsum([len(chunk) for chunk in chunks]) - 1]
         norm = self._weights.rows(FINAL_NORM, 0, self._decoder.hidden)
         return _rms_norm(last, norm, self._decoder.norm_epsilon)
 
     def _residuals(
-        self, chunks: Sequence[Sequence[int]], caches: "Sequence[Cache]"
+        self, chunks: Sequence[Sequence[int]], caches: "Sequence[Cache] | None"
     ) -> Iterator[Float32Array]:
-        """The residual stream after each block, float32 [tokens, hidden]."""
+        """The residual stream after each block, float32 [tokens, hidden].
+
+        Without caches chunks are whole rows, and no block's keys and values are kept: of a 4B they
+        take 300 KB a token.
+        """
         lengths = [len(chunk) for chunk in chunks]
-        starts = np.cumsum([0, *lengths])
-        pasts = [cache.length for cache in caches]
+        spans = [*pairwise(np.cumsum([0, *lengths]).tolist())]
+        pasts = [cache.length for cache in caches] if caches else [0] * len(chunks)
         positions = [np.arange(past, past + n) for past, n in zip(pasts, lengths, strict=True)]
         cosines, sines = _rotation(self._decoder, np.concatenate(positions))
         states = self._embed([token for chunk in chunks for token in chunk])
@@ -119,11 +128,13 @@ class Reference:
             block = _Block(self._decoder, self._weights, layer, self._observe)
             query, key, value = block.project(states)
             query, key = (_rotate(heads, cosines, sines) for heads in (query, key))
-            mixed = [
-                cache.attend(layer, query[a:b], key[a:b], value[a:b])
-                for cache, (a, b) in zip(caches, pairwise(starts.tolist()), strict=True)
-            ]
+            seen = [(key[a:b], value[a:b]) for a, b in spans]
+            if caches:
+                pairs = zip(caches, seen, strict=True)
+                seen = [cache.extend(layer, *fresh) for cache, fresh in pairs]
+            mixed = [_attend(query[a:b], *row) for (a, b), row in zip(spans, seen, strict=True)]
             states = block.finish(states, np.concatenate(mixed))
+            del block  # before the next is read
             yield states
 
     def _embed(self, tokens: Sequence[int]) -> Float32Array:
@@ -165,33 +176,13 @@ class Cache:
         self._keys = [keys[:length] for keys in self._keys]
         self._values = [values[:length] for values in self._values]
 
-    def attend(
-        self, layer: int, query: Float32Array, key: Float32Array, value: Float32Array
-    ) -> Float32Array:
-        """Add keys and values, and mix the values that each query may see.
-
-        Args:
-            layer: The block.
-            query: Rotated, [chunk, heads, head_dim].
-            key: Rotated, [chunk, kv_heads, head_dim].
-            value: [chunk, kv_heads, head_dim].
-
-        Returns:
-            float32 [chunk, heads * head_dim].
-        """
-        keys = self._keys[layer] = np.concatenate([self._keys[layer], key])
-        values = self._values[layer] = np.concatenate([self._values[layer], value])
-        chunk, heads, width = query.shape
-        grouped = query.reshape(chunk, keys.shape[1], -1, width)
-        scores = np.einsum("qkgd,tkd->kgqt", grouped, keys, optimize=True)
-        scores *= np.float32(width**-0.5)
-        past = len(keys) - chunk
-        hidden = np.arange(len(keys)) > past + np.arange(chunk)[:, None]
-        scores = np.where(hidden, np.float32(-np.inf), scores)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        mixed = np.einsum("kgqt,tkd->qkgd", weights, values, optimize=True)
-        return np.asarray(mixed.reshape(chunk, heads * width), np.float32)
+    def extend(
+        self, layer: int, key: Float32Array, value: Float32Array
+    ) -> tuple[Float32Array, Float32Array]:
+        """Add keys and values to a block's, [chunk, kv_heads, head_dim]; all that it has then."""
+        self._keys[layer] = np.concatenate([self._keys[layer], key])
+        self._values[layer] = np.concatenate([self._values[layer], value])
+        return self._keys[layer], self._values[layer]
 
 
 class _Block:
@@ -223,8 +214,12 @@ class _Block:
         states = states + self._multiply(mixed, "self_attn.o_proj")
         normed = self._norm(states, "post_attention_layernorm")
         gate = self._multiply(normed, "mlp.gate_proj")
+        scale = -gate
         with np.errstate(over="ignore"):  # far below 0, SiLU is x / inf
-            gate /= 1 + np.exp(-gate)
+            np.exp(scale, out=scale)
+        scale += 1
+        gate /= scale
+        del scale  # as large as the MLP is wide
         gate *= self._multiply(normed, "mlp.up_proj")
         return states + self._multiply(gate, "mlp.down_proj")
 
@@ -235,6 +230,30 @@ class _Block:
 
     def _norm(self, values: Float32Array, part: str) -> Float32Array:
         return _rms_norm(values, self._weights[self._name(part)], self._decoder.norm_epsilon)
+
+
+def _attend(query: Float32Array, keys: Float32Array, values: Float32Array) -> Float32Array:
+    """Mix the values that each query of a row may see.
+
+    Args:
+        query: Rotated, of the row's last tokens, [chunk, heads, head_dim].
+        keys: Rotated, of the whole row, [length, kv_heads, head_dim].
+        values: Likewise.
+
+    Returns:
+        float32 [chunk, heads * head_dim].
+    """
+    chunk, heads, width = query.shape
+    grouped = query.reshape(chunk, keys.shape[1], -1, width)
+    scores = np.einsum("qkgd,tkd->kgqt", grouped, keys, optimize=True)
+    scores *= np.float32(width**-0.5)
+    past = len(keys) - chunk
+    hidden = np.arange(len(keys)) > past + np.arange(chunk)[:, None]
+    scores = np.where(hidden, np.float32(-np.inf), scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = np.einsum("kgqt,tkd->qkgd", weights, values, optimize=True)
+    return np.asarray(mixed.reshape(chunk, heads * width), np.float32)
 
 
 def _rms_norm(values: Float32Array, weight: Float32Array, epsilon: float) -> Float32Array:

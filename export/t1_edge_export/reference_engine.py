@@ -20,7 +20,10 @@ _KEPT: Final = 2**30
 
 
 def reference_memory(decoder: Decoder) -> int:
-    """Bytes that the reference has resident: of a small model all weights, else a block twice."""
+    """Bytes that the reference has resident: of a small model all weights, else a block.
+
+    As much again is for the tokens' states.
+    """
     whole = 4 * weight_count(decoder)
     block = 4 * sum(spec.size for spec in layer_tensors(decoder, 0))
     return whole if whole <= _KEPT else 2 * block + 4 * SLAB_ROWS * decoder.hidden
