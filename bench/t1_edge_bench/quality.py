@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from t1_edge.encoder import Encoder
+from t1_edge.thinking import Settle
 from t1_edge_bench.datasets import Dataset
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.ranking import Run
@@ -27,11 +28,13 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         library: What ran it.
         device: Where it ran.
         budget: Most tokens of a thought.
+        settle: Cosine from which on a vector has come to rest, and its thought ends; None if
+            thoughts were not asked to.
         thought_tokens: Tokens of a thought, mean over the queries.
         truncated_queries: Queries that were cut to the build's limit when it thought about them.
         truncated_documents: Documents likewise.
-        seconds_a_query: Thinking and embedding, mean over the queries, which ran in batches; a
-            search by BM25 alone needs no vector, but its thought.
+        seconds_a_query: Thinking and embedding, mean over the queries, which ran in batches unless
+            they were asked one by one; a search by BM25 alone needs no vector, but its thought.
     """
 
     system: str
@@ -44,6 +47,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     library: str | None = None
     device: str | None = None
     budget: int | None = None
+    settle: float | None = None
     thought_tokens: float | None = None
     truncated_queries: int | None = None
     truncated_documents: int | None = None
@@ -56,32 +60,44 @@ def quality(
     budgets: Sequence[int],
     *,
     build: str,
+    settles: Sequence[Settle] = (),
+    one_by_one: bool = False,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] = lambda documents: None,
 ) -> list[QualityRow]:
     """Measure BM25, then the build at each budget, on the same queries.
+
+    Where it thinks, it does so without `Encoder.encode_queries`' `settle`, and then with each.
 
     Args:
         encoder: The build.
         dataset: Documents, queries, judgements.
         budgets: Most tokens of a thought.
         build: What to call the build.
+        settles: See `t1_edge.thinking.Settle`.
+        one_by_one: Whether queries come alone, as they do from a person, and not in batches.
         say: Called with a line of talk.
         progress: Called with the number of documents just encoded.
 
     Returns:
-        A row for BM25, and for each budget one of each system that `Searcher.runs` knows.
+        A row for BM25, and for each budget, and settling, one of each system that `Searcher.runs`
+        knows.
     """
     say(f"{len(dataset.queries)} queries, {dataset.unjudged} without a judgement left out")
-    searcher = Searcher(encoder=encoder, dataset=dataset, say=say, progress=progress)
+    searcher = Searcher(
+        encoder=encoder, dataset=dataset, one_by_one=one_by_one, say=say, progress=progress
+    )
     rows = [_judged("bm25", dataset, searcher.lexical)]
     vectors = searcher.documents  # before the clock of the first budget runs
     say(f"{len(vectors)} vectors of {vectors.shape[1]} dimensions")
     cut = sum(encoder.codec.document(document.text).truncated for document in dataset.documents)
-    for budget in budgets:
-        say(f"asking with a budget of {budget}")
+    for budget, settle in [
+        (n, how) for n in budgets for how in ((None, *settles) if n else (None,))
+    ]:
+        settling = f", settled at {settle.cosine}" if settle else ""
+        say(f"asking with a budget of {budget}{settling}")
         began = time.monotonic()
-        found = searcher.think(budget)
+        found = searcher.think(budget, settle)
         seconds = time.monotonic() - began
         rows += [
             msgspec.structs.replace(
@@ -90,6 +106,7 @@ def quality(
                 library=encoder.info.library,
                 device=encoder.info.device,
                 budget=budget,
+                settle=settle.cosine if settle else None,
                 thought_tokens=round(float(np.mean([len(q.thought_tokens) for q in found])), 2),
                 truncated_queries=sum(query.truncated for query in found),
                 truncated_documents=cut,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from t1_edge.encoder import Encoder
 from t1_edge.results import QueryEmbedding
+from t1_edge.thinking import Settle
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.ranking import Run, bm25, dense, fuse
 from t1_edge_bench.vectors import document_vectors
@@ -31,12 +32,14 @@ class Searcher:
     Attributes:
         encoder: The build, loaded.
         dataset: What is searched.
+        one_by_one: Whether queries come alone, and not in batches.
         say: Called with a line of talk.
         progress: Called with the number of documents just encoded.
     """
 
     encoder: Encoder
     dataset: Dataset
+    one_by_one: bool = False
     say: Callable[[str], None] = lambda text: None
     progress: Callable[[int], None] = lambda documents: None
 
@@ -55,10 +58,13 @@ class Searcher:
         """What vectors of the queries find without a thought."""
         return self.dense(self.think(0))
 
-    def think(self, budget: int) -> Sequence[QueryEmbedding]:
-        """Every query's thought and vector, in batches."""
+    def think(self, budget: int, settle: Settle | None = None) -> Sequence[QueryEmbedding]:
+        """Every query's thought and vector."""
         texts = [query.text for query in self.dataset.queries]
-        return self.encoder.encode_queries(texts, budget=budget)
+        encode = partial(self.encoder.encode_queries, budget=budget, settle=settle)
+        if self.one_by_one:
+            return [found for text in texts for found in encode([text])]
+        return encode(texts)
 
     def dense(self, found: Sequence[QueryEmbedding]) -> Run:
         """What vectors of the queries find."""

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from scripted import scripted_encoder
 from t1_edge.build import Build
 from t1_edge.cli import main
 from t1_edge.contract import Codec
 from t1_edge.encoder import Encoder
 from t1_edge.engines.fake import FakeEngine
+from t1_edge.thinking import Settle
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
@@ -149,6 +151,28 @@ def test_a_row_for_bm25_and_each_system_at_a_budget(encoder: tuple[Encoder, _Cou
     assert rows[3].library == "fake"
 
 
+def test_settling_is_measured_beside_not_settling(own_cache: Path) -> None:
+    thinker, engine = scripted_encoder()
+    engine.favourite = 40
+    settles = [Settle(cosine=1e-6, every=1), Settle(cosine=1.0, every=2)]
+    found = quality(thinker, _dataset(), [0, 4], build="fake", settles=settles)
+    dense = [row for row in found if row.system == DENSE]
+    assert [(row.budget, row.settle) for row in dense] == [(0, None), (4, None), (4, 1e-6), (4, 1)]
+    tokens = [row.thought_tokens for row in dense]
+    assert tokens[2] == 1  # any two vectors are that near
+    assert tokens[1] == tokens[3] == 4
+
+
+def test_queries_that_come_alone_find_the_same(encoder: tuple[Encoder, _Counting]) -> None:
+    batched, alone = (
+        Searcher(encoder=encoder[0], dataset=_dataset(), one_by_one=how).think(3)
+        for how in (False, True)
+    )
+    for one, other in zip(batched, alone, strict=True):
+        assert one.thought == other.thought
+        np.testing.assert_allclose(one.vector, other.vector, atol=1e-6)
+
+
 def test_bm25_reads_a_query_and_its_thought(encoder: tuple[Encoder, _Counting]) -> None:
     data = _dataset()
     searcher = Searcher(encoder=encoder[0], dataset=data)
@@ -179,8 +203,12 @@ def test_the_command_measures_a_real_build(
     assert [row["system"] for row in rows][:4] == ["bm25", DENSE, HYBRID, DENSE]
     assert {"budget", "ndcg@10", "recall@100", "queries"} <= rows[0].keys()
     assert rows[1]["device"] == "cpu"
-    plain = CliRunner().invoke(main, arguments)
-    assert plain.stdout.splitlines()[0].split()[:3] == ["system", "budget", "nDCG@10"]
+    plain = CliRunner().invoke(main, [*arguments, "--settle", "0.2,0.9999", "--settle-every", "1"])
+    assert plain.stdout.splitlines()[0].split()[:4] == ["system", "budget", "settle", "nDCG@10"]
+    settled = [
+        line.split()[2] for line in plain.stdout.splitlines() if line.startswith("t1-edge  ")
+    ]
+    assert settled[2:] == ["0.2", "0.9999"]
     assert "40 document vectors are in the cache" in plain.stderr
 
 

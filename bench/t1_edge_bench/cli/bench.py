@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from t1_edge_bench.soak import SoakRow
 
 
+class _Cosines(click.ParamType[list[float]]):
+    """A list of cosines, such as 0.95,0.99."""
+
+    name = "COSINE,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[float]:
+        if isinstance(value, list):
+            return value
+        try:
+            return [float(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is no list of cosines like 0.95,0.99", param, ctx)
+
+
 class _Budgets(click.ParamType[list[int]]):
     """A list of budgets, such as 0,16."""
 
@@ -54,6 +70,22 @@ def bench() -> None:
 )
 @click.option("--split", help="Which queries, where the folder has several sets.")
 @_budgets
+@click.option(
+    "--settle",
+    "cosines",
+    type=_Cosines(),
+    default=[],
+    help="Measure, too, thoughts that end once their vector has come to rest: at this cosine.",
+)
+@click.option(
+    "--settle-every",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="TOKENS",
+    help="How often settling looks at the vector.",
+)
+@click.option("--one-by-one", is_flag=True, help="Ask one query at a time, not in batches.")
 @click.option("--limit-queries", type=click.IntRange(min=1), help="Ask only the first so many.")
 @options.engine
 @options.device
@@ -64,6 +96,9 @@ def quality(
     data: Path,
     split: str | None,
     budgets: list[int],
+    cosines: list[float],
+    settle_every: int,
+    one_by_one: bool,
     limit_queries: int | None,
     engine: Any,
     device: Any,
@@ -81,16 +116,27 @@ def quality(
     import msgspec
 
     from t1_edge.encoder import Encoder
+    from t1_edge.thinking import Settle
     from t1_edge_bench.datasets import load
     from t1_edge_bench.quality import quality as measure
 
+    settles = [Settle(cosine=cosine, every=settle_every) for cosine in cosines]
     dataset = load(data, split=split, limit_queries=limit_queries)
     with (
         Encoder.load(build, engine=engine, device=device, threads=threads, cache=False) as encoder,
         progress(len(dataset.documents), "encoding documents") as update,
     ):
         say(f"{build} on {encoder.info.library}, {encoder.info.device}")
-        rows = measure(encoder, dataset, budgets, build=build, say=say, progress=update)
+        rows = measure(
+            encoder,
+            dataset,
+            budgets,
+            build=build,
+            settles=settles,
+            one_by_one=one_by_one,
+            say=say,
+            progress=update,
+        )
     if as_json:
         put_json({"rows": msgspec.to_builtins(rows)})
     else:
@@ -236,13 +282,23 @@ def _calls(kind: str) -> "tuple[str, Callable[[SoakRow], str]]":
 def _quality_table(rows: list["QualityRow"]) -> str:
     from t1_edge_bench.table import table
 
-    header = ["system", "budget", "nDCG@10", "recall@100", "queries", "thought tokens", "s/query"]
+    header = [
+        "system",
+        "budget",
+        "settle",
+        "nDCG@10",
+        "recall@100",
+        "queries",
+        "thought tokens",
+        "s/query",
+    ]
     return table(
         header,
         [
             [
                 row.system,
                 "" if row.budget is None else str(row.budget),
+                "" if row.settle is None else f"{row.settle:g}",
                 f"{row.ndcg:.4f}",
                 f"{row.recall:.4f}",
                 str(row.queries),
