@@ -2,29 +2,33 @@
 
     python -m peers.quantizers --work DIR [--bench ENTAILMENT_BANK]
 
-Every way is an export by the command, in a process of its own. Cosines and divergences are the
-gate's; with a data set, nDCG@10 of the direct vectors, from ONNX where there is one, and its paired
-difference to the float build's (bootstrap over queries). JSON lines, and a table.
+Every way is an export by the command, in a process of its own, one after another before anything
+else is measured. Cosines and divergences are the gate's; with a data set, nDCG@10 of the direct
+vectors, from ONNX where there is one, and its paired difference to the float build's (bootstrap
+over queries). JSON lines, and a table. DIR keeps all of it, for the adapter that it was measured
+of, and a second run goes on there.
 """
 
 import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from peers.process_tree import run
 from recipes.nano.evaluate import Measured, Task, system_name
 from recipes.nano.report import compare
-from t1_edge.build import Build, Format
+from t1_edge.build import Build, Format, sha256_file
 from t1_edge.encoder import Encoder
 from t1_edge_bench.datasets import load
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
+from t1_edge_export.adapter import WEIGHTS
 from t1_edge_export.decoder import weight_count
 from t1_edge_export.models import MODELS, STATISTICS
 
@@ -79,13 +83,15 @@ class Row:
     lost: tuple[float, float, float] | None = None
 
 
-def export(way: str, work: Path) -> tuple[Build, float, int]:
-    """Export nano in one way: the build, seconds, and most bytes resident.
+def export(way: str, work: Path) -> list[Row]:
+    """Export nano in one way: a row for each format, which `work` keeps.
 
     Raises:
         click.ClickException: If the export fails; its log stays in `work`.
     """
-    place, log = work / way, work / f"{way}.log"
+    place, log, kept = work / way, work / f"{way}.log", work / f"{way}.json"
+    if kept.exists():
+        return msgspec.json.decode(kept.read_bytes(), type=list[Row])
     shutil.rmtree(place, ignore_errors=True)
     log.unlink(missing_ok=True)
     command = [sys.executable, "-c", "from t1_edge.cli import main; main()", "export", _NANO.base]
@@ -93,7 +99,9 @@ def export(way: str, work: Path) -> tuple[Build, float, int]:
     taken = run([*command, "--output", str(place), *WAYS[way]], log=log)
     if taken.returncode:
         raise click.ClickException(f"exporting by {way} failed: see {log}")
-    return Build(place), taken.seconds, taken.peak_resident
+    found = rows(way, Build(place), taken.seconds, taken.peak_resident)
+    kept.write_bytes(msgspec.json.encode(found))
+    return found
 
 
 def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row]:
@@ -120,11 +128,18 @@ def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row
     return found
 
 
-def ndcg(way: str, build: Build, task: Task) -> Measured:
-    """nDCG@10 of the direct vectors of its first format, query by query."""
+def ndcg(way: str, work: Path, task: Task) -> Measured:
+    """nDCG@10 of the direct vectors of its first format, query by query, which `work` keeps."""
+    kept = work / f"{way}.ndcg.json"
+    if kept.exists():
+        return msgspec.json.decode(kept.read_bytes(), type=Measured)
+    build = Build(work / way)
     with Encoder.load(build.path, engine=build.manifest.formats[0], cache=False) as encoder:
         searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
-        return task.measure(system_name(way, 0), searcher.direct, build=encoder.fingerprint)
+        system = system_name(way, 0)
+        found = task.measure(system, searcher.direct, build=encoder.fingerprint)
+    kept.write_bytes(msgspec.json.encode(found))
+    return found
 
 
 def _with_ndcg(row: Row, own: Measured, true: Measured) -> Row:
@@ -150,22 +165,27 @@ def _cells(row: Row) -> list[str]:
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), help="entailment-bank.")
-def main(work: Path, bench: Path | None) -> None:
-    """Round nano in every way, and compare."""
+@click.option(
+    "--only", help="Ways whose names begin so; the float one is measured besides.", default=""
+)
+def main(work: Path, bench: Path | None, only: str) -> None:
+    """Round nano in every way, and compare; what was measured before is taken from WORK."""
+    work = work / sha256_file(_NANO.folder / WEIGHTS)[:12]
     work.mkdir(parents=True, exist_ok=True)
-    found: list[Row] = []
-    measured: dict[str, Measured] = {}
-    dataset = load(bench, split="test") if bench else None
-    for way in WAYS:
-        build, seconds, peak = export(way, work)
-        if dataset:
-            measured[way] = ndcg(way, build, Task(dataset=dataset, qrels=dataset.qrels))
-        fresh = rows(way, build, seconds, peak)
-        if way in measured:
-            fresh[0] = _with_ndcg(fresh[0], measured[way], measured[_FLOAT])
-        for row in fresh:
-            click.echo(json.dumps(asdict(row)))
-        found += fresh
+    ways = [way for way in WAYS if way == _FLOAT or way.startswith(only)]
+    exported = {way: export(way, work) for way in ways}
+    found = [row for fresh in exported.values() for row in fresh]
+    if bench:
+        dataset = load(bench, split="test")
+        task = Task(dataset=dataset, qrels=dataset.qrels)
+        measured = {way: ndcg(way, work, task) for way in ways}
+        first = {id(fresh[0]) for fresh in exported.values()}
+        found = [
+            _with_ndcg(row, measured[row.way], measured[_FLOAT]) if id(row) in first else row
+            for row in found
+        ]
+    for row in found:
+        click.echo(json.dumps(msgspec.to_builtins(row)))
     header = ["rounded by", "format", "bits", "MB", "mean cosine", "1st pct", "worst", "nats"]
     header += ["same thoughts", "s", "GB", "nDCG@10", "less float"]
     click.echo(table(header, [_cells(row) for row in found]))
