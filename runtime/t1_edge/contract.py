@@ -8,13 +8,12 @@ else changes, so that a model sees one format at every budget.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from typing import Final
 
 import msgspec
 
 from t1_edge.errors import ContractError
-from t1_edge.tokenization import TextTokenizer, check_text
+from t1_edge.tokenization import TextTokenizer, check_text, common_beginning
 
 _UNLIKE: Final = ("the", "a", "Zebras", "7", "水", "(x)", "\n", "")
 
@@ -141,8 +140,8 @@ class Codec:
         may reach over. A row whose text begins as none of these may begin otherwise.
         """
         return (
-            _shared([self.query(text).tokens for text in _UNLIKE]),
-            _shared([self.document(text).tokens for text in _UNLIKE]),
+            common_beginning([self.query(text).tokens for text in _UNLIKE]),
+            common_beginning([self.document(text).tokens for text in _UNLIKE]),
         )
 
     def thought_tokens(self, text: str) -> tuple[int, ...]:
@@ -211,9 +210,3 @@ def _ids(pieces: Sequence[int | str], tokenizer: TextTokenizer) -> tuple[int, ..
     for piece in pieces:
         ids.extend([piece] if isinstance(piece, int) else tokenizer.encode_plain(piece))
     return tuple(ids)
-
-
-def _shared(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The tokens that all rows begin with."""
-    columns = zip(*rows, strict=False)
-    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -94,6 +95,12 @@ class TextTokenizer:
 
     def _encode(self, text: str) -> Encoding:
         return self._plain.encode(text, add_special_tokens=False)
+
+
+def common_beginning(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The token ids that all rows begin with."""
+    columns = zip(*rows, strict=False)
+    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def check_text(text: str) -> None:

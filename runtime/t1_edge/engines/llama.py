@@ -6,7 +6,6 @@ Token ids come from the build's own tokenizer; llama.cpp's is never asked.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.llama_context import MOST_ROWS, Context, Entry
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
+from t1_edge.tokenization import common_beginning
 
 
 class LlamaEngine:
@@ -139,8 +139,7 @@ class LlamaSession:
     def _run_prefix(self) -> None:
         """Cache what all rows begin with, once; each row keeps a token of its own."""
         rows = self._rows.tokens
-        columns = zip(*(row[:-1] for row in rows), strict=False)
-        shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+        shared = len(common_beginning([row[:-1] for row in rows]))
         if len(rows) == 1 or shared == 0:
             return
         entries = [Entry(rows[0][at], at, 0, False) for at in range(shared)]
