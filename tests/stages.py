@@ -15,7 +15,7 @@ def stage(title: str, progress: Progress) -> Bars:
     """
 
     @contextmanager
-    def bar(opened: str, passes: int) -> Iterator[Progress]:
+    def bar(opened: str, weights: int) -> Iterator[Progress]:
         yield progress if opened == title else silent
 
     return bar

@@ -14,10 +14,18 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Look(NamedTuple):
-    """When a command was looked at, in seconds since it began, and what was resident then."""
+    """A look at a command.
+
+    Attributes:
+        at: Seconds since it began.
+        resident: Bytes that its processes had resident together. Pages that they share count for
+            each; files that were only read count for none.
+        said: Bytes of its output so far.
+    """
 
     at: float
     resident: int
+    said: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +34,7 @@ class Taken:
 
     Attributes:
         seconds: By the clock.
-        looks: Bytes that its processes had resident together, again and again. Pages that they
-            share count for each; files that were only read count for none.
+        looks: At it, twenty a second.
         returncode: Its exit code.
     """
 
@@ -38,11 +45,7 @@ class Taken:
     @property
     def peak_resident(self) -> int:
         """Most bytes that were resident."""
-        return self.peak(0, self.seconds)
-
-    def peak(self, start: float, stop: float) -> int:
-        """Most bytes that were resident between two times, in seconds since it began."""
-        return max((look.resident for look in self.looks if start <= look.at <= stop), default=0)
+        return max((look.resident for look in self.looks), default=0)
 
 
 def run(command: Sequence[str], *, log: Path) -> Taken:
@@ -53,13 +56,16 @@ def run(command: Sequence[str], *, log: Path) -> Taken:
         log: Where its output goes.
     """
     looks = []
+    before = log.stat().st_size if log.exists() else 0
     began = time.perf_counter()
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 resident = sum(map(_resident, _tree(process.pid)))
-                looks.append(Look(time.perf_counter() - began, resident))
+                looks.append(
+                    Look(time.perf_counter() - began, resident, log.stat().st_size - before)
+                )
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             if process.poll() is None:  # whoever measures was interrupted

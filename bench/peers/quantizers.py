@@ -5,10 +5,11 @@
 Every way is an export by the command, in a process of its own, one after another before anything
 else is measured. Cosines and divergences are the gate's; with a data set, nDCG@10 of the direct
 vectors, from ONNX where there is one, and its paired difference to the float build's (bootstrap
-over queries). JSON lines, and a table. DIR keeps all of it, for the adapter that it was measured
-of, and a second run goes on there.
+over queries). JSON lines, and a table. DIR keeps all of it, by what is exported and by what exports
+it, and a second run goes on there.
 """
 
+import hashlib
 import json
 import shutil
 import sys
@@ -20,6 +21,7 @@ from typing import Final
 import click
 import msgspec
 
+import t1_edge_export
 from peers.process_tree import run
 from recipes.nano.evaluate import Measured, Task, system_name
 from recipes.nano.report import compare
@@ -28,7 +30,6 @@ from t1_edge.encoder import Encoder
 from t1_edge_bench.datasets import load
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
-from t1_edge_export.adapter import WEIGHTS
 from t1_edge_export.decoder import weight_count
 from t1_edge_export.models import MODELS, STATISTICS
 
@@ -100,8 +101,14 @@ def export(way: str, work: Path) -> list[Row]:
     if taken.returncode:
         raise click.ClickException(f"exporting by {way} failed: see {log}")
     found = rows(way, Build(place), taken.seconds, taken.peak_resident)
-    kept.write_bytes(msgspec.json.encode(found))
+    _keep(kept, found)
     return found
+
+
+def _keep(path: Path, found: object) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.encode(found))
+    partial.replace(path)
 
 
 def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row]:
@@ -130,7 +137,7 @@ def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row
 
 def ndcg(way: str, work: Path, task: Task) -> Measured:
     """nDCG@10 of the direct vectors of its first format, query by query, which `work` keeps."""
-    kept = work / f"{way}.ndcg.json"
+    kept = work / f"{way}.{task.dataset.name}.json"
     if kept.exists():
         return msgspec.json.decode(kept.read_bytes(), type=Measured)
     build = Build(work / way)
@@ -138,13 +145,21 @@ def ndcg(way: str, work: Path, task: Task) -> Measured:
         searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
         system = system_name(way, 0)
         found = task.measure(system, searcher.direct, build=encoder.fingerprint)
-    kept.write_bytes(msgspec.json.encode(found))
+    _keep(kept, found)
     return found
+
+
+def key() -> str:
+    """Twelve hex digits that change with what is exported, and with what exports it."""
+    package = Path(t1_edge_export.__file__).parent
+    files = [*sorted(package.rglob("*.py")), *sorted(_NANO.folder.iterdir())]
+    parts = [*(sha256_file(file) for file in files), repr(WAYS), _NANO.base]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def _with_ndcg(row: Row, own: Measured, true: Measured) -> Row:
     found = replace(row, ndcg=own.mean)
-    if own is true:
+    if own.system == true.system:
         return found
     [apart] = compare([own, true], own.system, true.system)
     return replace(found, lost=(apart.mean, apart.low, apart.high))
@@ -165,25 +180,20 @@ def _cells(row: Row) -> list[str]:
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), help="entailment-bank.")
-@click.option(
-    "--only", help="Ways whose names begin so; the float one is measured besides.", default=""
-)
-def main(work: Path, bench: Path | None, only: str) -> None:
+@click.option("--way", "ways", type=click.Choice([*WAYS]), multiple=True, help="Which.  [all]")
+def main(work: Path, bench: Path | None, ways: tuple[str, ...]) -> None:
     """Round nano in every way, and compare; what was measured before is taken from WORK."""
-    work = work / sha256_file(_NANO.folder / WEIGHTS)[:12]
+    work = work / key()
     work.mkdir(parents=True, exist_ok=True)
-    ways = [way for way in WAYS if way == _FLOAT or way.startswith(only)]
-    exported = {way: export(way, work) for way in ways}
-    found = [row for fresh in exported.values() for row in fresh]
+    chosen = [way for way in WAYS if way == _FLOAT or way in ways or not ways]
+    exported = {way: export(way, work) for way in chosen}
     if bench:
         dataset = load(bench, split="test")
         task = Task(dataset=dataset, qrels=dataset.qrels)
-        measured = {way: ndcg(way, work, task) for way in ways}
-        first = {id(fresh[0]) for fresh in exported.values()}
-        found = [
-            _with_ndcg(row, measured[row.way], measured[_FLOAT]) if id(row) in first else row
-            for row in found
-        ]
+        true = ndcg(_FLOAT, work, task)
+        for way, fresh in exported.items():
+            fresh[0] = _with_ndcg(fresh[0], ndcg(way, work, task), true)
+    found = [row for fresh in exported.values() for row in fresh]
     for row in found:
         click.echo(json.dumps(msgspec.to_builtins(row)))
     header = ["rounded by", "format", "bits", "MB", "mean cosine", "1st pct", "worst", "nats"]

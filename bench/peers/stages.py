@@ -2,7 +2,7 @@
 
     python -m peers.stages CHECKPOINT --work DIR [-- EXPORT OPTIONS]
 
-The export runs by the command, in a process of its own, and says at what second each stage began.
+The export runs by the command, in a process of its own, and says when each stage begins.
 It is measured to its end, whether that is a build or a refusal: in a memory control group that the
 engines which verify do not fit into, the stages before them are measured all the same. What it
 wrote is removed. A JSON line for each stage, and a table.
@@ -14,7 +14,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,7 @@ import click
 from peers.process_tree import Taken, run
 from t1_edge_bench.table import table
 
-_BEGINNING: Final = re.compile(r"(.*) \(at (\d+) s\)")
+_BEGINNING: Final = re.compile(rb"^(.*) \(at \d+ s\)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,9 @@ class Stage:
 
     Attributes:
         what: As the export said when it began.
-        seconds: Until the next began, to the second.
-        peak_resident: Most bytes that its processes had resident together.
+        seconds: Until the next was seen to begin.
+        peak_resident: Most bytes that its processes had resident together; 0 if it was over before
+            anybody looked.
     """
 
     what: str
@@ -41,19 +41,25 @@ class Stage:
     peak_resident: int
 
 
-def stages(log: str, taken: Taken) -> list[Stage]:
+def stages(log: bytes, taken: Taken) -> list[Stage]:
     """Divide what an export took among what it said.
 
     Args:
         log: Its talk.
         taken: All of it.
     """
-    found = [said for line in log.splitlines() if (said := _BEGINNING.fullmatch(line))]
-    begun = [("beginning", 0.0), *((said[1], float(said[2])) for said in found)]
-    return [
-        Stage(what=what, seconds=stop - start, peak_resident=taken.peak(start, stop))
-        for (what, start), (_, stop) in pairwise([*begun, ("", taken.seconds)])
-    ]
+    begun = [("beginning", 0), *((m[1].decode(), m.end()) for m in _BEGINNING.finditer(log))]
+    ends = [said for _, said in begun[1:]]
+    found = []
+    start = 0.0
+    for (what, said), following in zip(begun, [*ends, len(log) + 1], strict=True):
+        looks = [look for look in taken.looks if said <= look.said < following]
+        after = [look.at for look in taken.looks if look.said >= following]
+        stop = after[0] if after else taken.seconds
+        peak = max((look.resident for look in looks), default=0)
+        found.append(Stage(what=what, seconds=stop - start, peak_resident=peak))
+        start = stop
+    return found
 
 
 @click.command()
@@ -70,10 +76,10 @@ def main(checkpoint: str, options: Sequence[str], work: Path) -> None:
         taken = run([*command, "--output", str(out), *options], log=log)
     finally:
         shutil.rmtree(out.parent, ignore_errors=True)
-    found = stages(log.read_text(encoding="utf-8"), taken)
+    found = stages(log.read_bytes(), taken)
     for stage in found:
         click.echo(json.dumps(asdict(stage)))
-    cells = [[s.what, f"{s.seconds:.0f}", f"{s.peak_resident / 1e9:.2f}"] for s in found]
+    cells = [[s.what, f"{s.seconds:.1f}", f"{s.peak_resident / 1e9:.2f}"] for s in found]
     click.echo(table(["stage", "s", "peak resident, GB"], cells))
     if taken.returncode:
         raise click.ClickException(f"the export ended with code {taken.returncode}: see {log}")

@@ -30,11 +30,13 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         budget: Most tokens of a thought.
         settle: Cosine from which on a vector has come to rest, and its thought ends; None if
             thoughts were not asked to.
+        settle_every: Tokens between two looks at the vector; likewise.
+        one_by_one: Whether each query came alone; else they ran in batches.
         thought_tokens: Tokens of a thought, mean over the queries.
         truncated_queries: Queries that were cut to the build's limit when it thought about them.
         truncated_documents: Documents likewise.
-        seconds_a_query: Thinking and embedding, mean over the queries, which ran in batches unless
-            they were asked one by one; a search by BM25 alone needs no vector, but its thought.
+        seconds_a_query: Thinking and embedding, mean over the queries; a search by BM25 alone needs
+            no vector, but its thought.
     """
 
     system: str
@@ -48,6 +50,8 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None = None
     budget: int | None = None
     settle: float | None = None
+    settle_every: int | None = None
+    one_by_one: bool | None = None
     thought_tokens: float | None = None
     truncated_queries: int | None = None
     truncated_documents: int | None = None
@@ -107,6 +111,8 @@ def quality(
                 device=encoder.info.device,
                 budget=budget,
                 settle=settle.cosine if settle else None,
+                settle_every=settle.every if settle else None,
+                one_by_one=one_by_one,
                 thought_tokens=round(float(np.mean([len(q.thought_tokens) for q in found])), 2),
                 truncated_queries=sum(query.truncated for query in found),
                 truncated_documents=cut,

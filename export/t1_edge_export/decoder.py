@@ -59,6 +59,11 @@ def tensors(decoder: Decoder) -> Iterator[TensorSpec]:
         yield TensorSpec(name=HEAD, shape=table, role="head")
 
 
+def linear_weight_count(decoder: Decoder) -> int:
+    """How many weights its linear layers have: what tokens pass through, but for the head."""
+    return sum(spec.size for spec in linear_layers(decoder))
+
+
 def weight_count(decoder: Decoder) -> int:
     """How many weights a decoder has."""
     return sum(spec.size for spec in tensors(decoder))

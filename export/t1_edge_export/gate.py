@@ -82,7 +82,10 @@ def measure(
         EngineError: If an engine cannot run the files.
         GateError: If llama.cpp's tokenizer gives other ids than tokenizer.json.
     """
-    texts = _check_tokenizer(directory) if "gguf" in formats else 0
+    texts = 0
+    if "gguf" in formats:
+        say("comparing llama.cpp's tokenizer with tokenizer.json")
+        texts = _check_tokenizer(directory)
     bounds, exact = BOUNDS[profile], profile == "float"
     answers = {}
     for format in formats:
@@ -90,6 +93,8 @@ def measure(
         answers[format] = ask_format(
             directory, format, decoder, trial, exact=exact, scratch=scratch
         )
+    if documents:
+        say("verifying what was written for documents")
     verification = Verification(
         rows=len(trial.rows),
         positions=len(truth.scores),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS, Decoder
 from t1_edge.errors import ExportError
+from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint, Weights
 from t1_edge_export.containers import Encoding, PlacedFile, aligned
 from t1_edge_export.decoder import EMBEDDING, TensorSpec, linear_layers, tensors
@@ -33,6 +34,9 @@ _BLOCK: Final = 128
 def lay_out_documents(decoder: Decoder, encodings: Mapping[str, Encoding]) -> dict[str, Matrix]:
     """Place the matrices of the linear layers in documents.bin; the embedding stays where it is.
 
+    All have 8 bits here, whatever they have in weights.bin, so that what multiplies the same always
+    is one matrix.
+
     Args:
         decoder: The shape.
         encodings: Of weights.bin, by tensor name.
@@ -41,14 +45,12 @@ def lay_out_documents(decoder: Decoder, encodings: Mapping[str, Encoding]) -> di
         The matrices by the name of each part.
     """
     places = {EMBEDDING: lay_out(decoder, encodings)[EMBEDDING]}
-    whole = lay_out(decoder, dict.fromkeys(encodings, "q8_0"))
+    joined = lay_out(decoder, dict.fromkeys(encodings, "q8_0"))
     at = 0
     for spec in linear_layers(decoder):
-        matrix = whole[spec.name]
+        matrix = joined[spec.name]
         if matrix.name == spec.name:
-            wide = replace(
-                matrix, encoding="q8_0", file=DOCUMENTS_WEIGHTS, block=_BLOCK, codes=at, scales=0
-            )
+            wide = replace(matrix, file=DOCUMENTS_WEIGHTS, block=_BLOCK, codes=at, scales=0)
             wide = replace(wide, scales=aligned(at + wide.codes_size, ALIGN))
             places |= dict.fromkeys(matrix.parts, wide)
             at = aligned(wide.end, ALIGN)
@@ -79,6 +81,8 @@ def write_documents(
     checkpoint: Checkpoint,
     encodings: Mapping[str, Encoding],
     weights: Weights,
+    *,
+    progress: Progress = silent,
 ) -> None:
     """Write documents.bin and its graph.
 
@@ -87,6 +91,7 @@ def write_documents(
         checkpoint: Has the shape, and the norms.
         encodings: Of weights.bin, by tensor name.
         weights: Reads weights.bin.
+        progress: Called with the number of weights that were just written.
 
     Raises:
         CheckpointError: If a norm cannot be read.
@@ -98,6 +103,7 @@ def write_documents(
     try:
         for spec in linear_layers(decoder):
             _write(file, places[spec.name], spec, weights)
+            progress(spec.size)
     finally:
         file.close()
     norms = {

@@ -234,16 +234,18 @@ class GraphWriter:
         found: list[str] = []
         while len(found) < len(names):
             matrix = self._matrices[names[len(found)]]
-            product = self._multiply(values, matrix.name)
-            found += self._split(product, matrix) if len(matrix.parts) > 1 else [product]
+            if len(matrix.parts) == 1:
+                found.append(self._multiply(values, matrix.name))
+                continue
+            product = self._multiply(values, matrix.name, output=f"{matrix.name}.product")
+            found += self._split(product, matrix)
         return found
 
     def _split(self, product: str, matrix: Matrix) -> list[str]:
-        """A matrix's product, divided among its parts."""
+        """A matrix's product, [..., rows], as that of each part, [..., rows of the part]."""
         starts = [*matrix.parts.values(), matrix.rows]
         sizes = self._constant(f"{matrix.name}.rows", np.diff(starts))
         outputs = [f"{name}.out" for name in matrix.parts]
-        outputs[0] += ".part"
         self._add("Split", [product, sizes], outputs, "", {"axis": -1})
         return outputs
 

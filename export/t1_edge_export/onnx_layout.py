@@ -17,6 +17,9 @@ from t1_edge.build import ONNX_WEIGHTS, Decoder
 from t1_edge_export.containers import BLOCK, CODE_BITS, SCALE_BITS, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
+LAYOUT: Final = 2
+"""Changes with where things lie: an export that was interrupted goes on with its own alone."""
+
 ALIGN: Final = 64  # a cache line, and the widest vector register
 
 

@@ -36,7 +36,12 @@ from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import linear_layers, tensors
+from t1_edge_export.decoder import (
+    linear_layers,
+    linear_weight_count,
+    tensors,
+    weight_count,
+)
 from t1_edge_export.formats import (
     check_cuda,
     check_documents,
@@ -49,6 +54,7 @@ from t1_edge_export.formats import (
 from t1_edge_export.gate import measure
 from t1_edge_export.gguf_metadata import gguf_metadata, tensor_bytes
 from t1_edge_export.onnx_documents import write_documents
+from t1_edge_export.onnx_layout import LAYOUT
 from t1_edge_export.plan import memory_to_export
 from t1_edge_export.precision import Budget, choose_eight_bit, eight_bit_layers, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
@@ -187,7 +193,8 @@ def export(
         )
         if request.documents:
             say("writing what reads documents")
-            write_documents(directory, checkpoint, encodings, read("onnx"))
+            with bars("writing", linear_weight_count(checkpoint.decoder)) as progress:
+                write_documents(directory, checkpoint, encodings, read("onnx"), progress=progress)
         say("asking the float reference for golden vectors")
         trial, truth = _ask_reference(checkpoint, codec, bars)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)
@@ -221,7 +228,7 @@ def _encodings(
     importance = request.quantizer.importance()
     judged = "" if importance else ", by the weights alone"
     say(f"measuring what 4 bits cost each linear layer{judged}")
-    with bars("measuring", 1) as progress:
+    with bars("measuring", linear_weight_count(decoder)) as progress:
         worth = by_worth(checkpoint, importance, progress=progress)
     chosen = choose_eight_bit(decoder, limit, worth)
     return choose_encodings(decoder, request.profile, request.formats, chosen)
@@ -253,7 +260,7 @@ def _write(
             )
             stack.callback(container.abort)
             containers.append(container)
-        with bars("quantizing", 1) as progress:
+        with bars("quantizing", weight_count(decoder)) as progress:
             weights = write_weights(
                 checkpoint,
                 encodings,
@@ -269,10 +276,10 @@ def _write(
 
 def _ask_reference(checkpoint: Checkpoint, codec: Codec, bars: Bars) -> tuple[Trial, Answers]:
     """What the gate asks, and the float reference's answers."""
-    engine = ReferenceEngine(checkpoint)
-    with bars("thinking", BUDGETS[-1]) as progress, engine.watched(progress):
+    engine, passed = ReferenceEngine(checkpoint), linear_weight_count(checkpoint.decoder)
+    with bars("thinking", BUDGETS[-1] * passed) as progress, engine.watched(progress):
         trial, scores = set_trial(engine, codec)
-    with bars("reading", 1) as progress, engine.watched(progress):
+    with bars("reading", passed) as progress, engine.watched(progress):
         return trial, answer_own(engine, trial, scores)
 
 
@@ -280,6 +287,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
     """Changes with everything that decides the bytes of a build."""
     parts = [
         __version__,
+        str(LAYOUT),
         msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
         checkpoint.tokenizer,
         msgspec.json.encode(request.contract).decode(),

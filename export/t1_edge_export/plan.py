@@ -32,12 +32,12 @@ from t1_edge_export.journal import Journal
 from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.quantize.sensitivity import by_worth
+from t1_edge_export.quantize.statistics import collecting_memory
 from t1_edge_export.reference_engine import reference_memory
-from t1_edge_export.room import check_disk, check_memory, nearest_folder
+from t1_edge_export.room import BASE_MEMORY, check_disk, check_memory, nearest_folder
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
 
-_BASE_MEMORY: Final = 250_000_000
 _SLABS_A_THREAD: Final = 4
 """What a process of two threads had resident (docs/LOG.md): a slab is held as stored, as float32,
 as codes and as packed bytes."""
@@ -108,6 +108,7 @@ def make_plan(
     cuda: bool = False,
     documents: bool = False,
     quantizer_memory: int = 0,
+    collected_tokens: int = 0,
 ) -> Plan:
     """Plan an export.
 
@@ -121,6 +122,7 @@ def make_plan(
         cuda: With ONNX's graph for CUDA.
         documents: With ONNX's graph for documents, and its weights.
         quantizer_memory: Bytes that the quantizer will have resident, see `Quantizer.memory`.
+        collected_tokens: Tokens that statistics are collected over before.
 
     Raises:
         CheckpointError: If the profile cannot hold the decoder.
@@ -155,8 +157,11 @@ def make_plan(
         within_budget=budget is not None,
         files=files,
         free_disk=shutil.disk_usage(parent).free,
-        memory=memory_to_export(decoder) + quantizer_memory,
-        engine_memory=_BASE_MEMORY + int(max(engines)),
+        memory=max(
+            memory_to_export(decoder) + quantizer_memory,
+            collecting_memory(decoder, collected_tokens) if collected_tokens else 0,
+        ),
+        engine_memory=BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),
         seconds=_seconds(decoder, profile, formats, parent, measured=budget is not None),
     )
@@ -166,7 +171,7 @@ def memory_to_export(decoder: Decoder) -> int:
     """Bytes that are resident at most while a decoder is written, and then asked as reference."""
     slabs = _SLABS_A_THREAD * available_threads() * SLAB_WEIGHTS * 4
     writing = min(slabs, 4 * weight_count(decoder))
-    return _BASE_MEMORY + max(writing, reference_memory(decoder))
+    return BASE_MEMORY + max(writing, reference_memory(decoder))
 
 
 def check_room(plan: Plan) -> None:

@@ -17,7 +17,8 @@ LEAST_BITS: Final = bits_of("q4_0")
 MOST_BITS: Final = bits_of("q8_0")
 
 _NODE: Final = 4096
-"""More bytes than a node of a graph: the third of q, k and v makes one of three."""
+"""More bytes than the nodes that a graph gains or saves: what multiplies the same is one product
+where all has one encoding, and up to three where not."""
 
 
 @dataclass(frozen=True, kw_only=True)

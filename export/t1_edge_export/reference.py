@@ -29,6 +29,7 @@ from t1_edge_export.decoder import (
 )
 
 Float32Array = NDArray[np.float32]
+_Mix = Callable[[int, Float32Array, Float32Array, Float32Array], Float32Array]
 Observer = Callable[[str, Float32Array], None]
 """Takes the name of a linear layer's tensor, and what it is about to multiply, [tokens, in]."""
 
@@ -104,7 +105,7 @@ class Reference:
     def _last(
         self, chunks: Sequence[Sequence[int]], caches: "Sequence[Cache] | None"
     ) -> Float32Array:
-        """Hidden states after the final norm at each chunk's last token."""
+        """Hidden states after the final norm at each chunk's last token, float32 [rows, hidden]."""
         [states] = deque(self._residuals(chunks, caches), maxlen=1)
         last = states[np.cumsum([len(chunk) for chunk in chunks]) - 1]
         norm = self._weights.rows(FINAL_NORM, 0, self._decoder.hidden)
@@ -120,22 +121,19 @@ class Reference:
         """
         lengths = [len(chunk) for chunk in chunks]
         spans = [*pairwise(np.cumsum([0, *lengths]).tolist())]
-        pasts = [cache.length for cache in caches] if caches else [0] * len(chunks)
+        pasts = [0] * len(chunks) if caches is None else [cache.length for cache in caches]
         positions = [np.arange(past, past + n) for past, n in zip(pasts, lengths, strict=True)]
         cosines, sines = _rotation(self._decoder, np.concatenate(positions))
         states = self._embed([token for chunk in chunks for token in chunk])
+        mix = partial(_mix, spans=spans, caches=caches, rotation=(cosines, sines))
         for layer in range(self._decoder.layers):
-            block = _Block(self._decoder, self._weights, layer, self._observe)
-            query, key, value = block.project(states)
-            query, key = (_rotate(heads, cosines, sines) for heads in (query, key))
-            seen = [(key[a:b], value[a:b]) for a, b in spans]
-            if caches:
-                pairs = zip(caches, seen, strict=True)
-                seen = [cache.extend(layer, *fresh) for cache, fresh in pairs]
-            mixed = [_attend(query[a:b], *row) for (a, b), row in zip(spans, seen, strict=True)]
-            states = block.finish(states, np.concatenate(mixed))
-            del block  # before the next is read
+            states = self._pass(layer, states, mix)
             yield states
+
+    def _pass(self, layer: int, states: Float32Array, mix: "_Mix") -> Float32Array:
+        """The residual stream after a block, whose weights are in memory meanwhile."""
+        block = _Block(self._decoder, self._weights, layer, self._observe)
+        return block.finish(states, mix(layer, *block.project(states)))
 
     def _embed(self, tokens: Sequence[int]) -> Float32Array:
         """Rows of the embedding, float32 [tokens, hidden]; each distinct one is read once."""
@@ -179,7 +177,16 @@ class Cache:
     def extend(
         self, layer: int, key: Float32Array, value: Float32Array
     ) -> tuple[Float32Array, Float32Array]:
-        """Add keys and values to a block's, [chunk, kv_heads, head_dim]; all that it has then."""
+        """Add a chunk's keys and values to a block's.
+
+        Args:
+            layer: The block.
+            key: Rotated, [chunk, kv_heads, head_dim].
+            value: [chunk, kv_heads, head_dim].
+
+        Returns:
+            All that the block has then, float32 [length, kv_heads, head_dim] each.
+        """
         self._keys[layer] = np.concatenate([self._keys[layer], key])
         self._values[layer] = np.concatenate([self._values[layer], value])
         return self._keys[layer], self._values[layer]
@@ -230,6 +237,36 @@ class _Block:
 
     def _norm(self, values: Float32Array, part: str) -> Float32Array:
         return _rms_norm(values, self._weights[self._name(part)], self._decoder.norm_epsilon)
+
+
+def _mix(
+    layer: int,
+    query: Float32Array,
+    key: Float32Array,
+    value: Float32Array,
+    *,
+    spans: "Sequence[tuple[int, int]]",
+    caches: "Sequence[Cache] | None",
+    rotation: tuple[Float32Array, Float32Array],
+) -> Float32Array:
+    """What a block's attention gives the tokens of all rows, float32 [tokens, heads * head_dim].
+
+    Args:
+        layer: The block.
+        query: Not rotated yet, [tokens, heads, head_dim].
+        key: Likewise, [tokens, kv_heads, head_dim].
+        value: [tokens, kv_heads, head_dim].
+        spans: Which of the tokens are each row's.
+        caches: What the rows have before them, and are extended with these; None if nothing.
+        rotation: Cosines and sines of the tokens' positions.
+    """
+    query, key = (_rotate(heads, *rotation) for heads in (query, key))
+    seen = [(key[a:b], value[a:b]) for a, b in spans]
+    if caches is not None:
+        pairs = zip(caches, seen, strict=True)
+        seen = [cache.extend(layer, *fresh) for cache, fresh in pairs]
+    mixed = [_attend(query[a:b], *row) for (a, b), row in zip(spans, seen, strict=True)]
+    return np.concatenate(mixed)
 
 
 def _attend(query: Float32Array, keys: Float32Array, values: Float32Array) -> Float32Array:

@@ -58,11 +58,11 @@ class ReferenceEngine:
     @contextmanager
     def watched(self, progress: Progress) -> Iterator[None]:
         """Tell of the linear layers that tokens pass through, while the context is open."""
-        self._progress = progress
+        before, self._progress = self._progress, progress
         try:
             yield
         finally:
-            self._progress = silent
+            self._progress = before
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Every row is computed whole."""

@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Final
 
 from t1_edge.errors import ExportError
+
+BASE_MEMORY: Final = 250_000_000
+"""Bytes that a process of the exporter has resident before it reads a weight."""
 
 
 def in_gigabytes(size: int) -> str:

@@ -109,7 +109,8 @@ def set_trial(engine: Engine, codec: Codec) -> tuple[Trial, Float32Array]:
         codec: The contract, bound to the checkpoint's tokenizer.
 
     Returns:
-        The trial, and the reference's scores along its thoughts: `Answers.scores`.
+        The trial, and the reference's scores along its thoughts, float32 [positions, vocabulary]:
+        `Answers.scores`.
     """
     queries = tuple(codec.query(text).tokens for text in QUERIES)
     with _Scored(engine.start(queries, room=BUDGETS[-1] + 2)) as session:
@@ -142,7 +143,7 @@ def answer_own(engine: Engine, trial: Trial, scores: Float32Array) -> Answers:
     Args:
         engine: The reference.
         trial: Its questions.
-        scores: Its scores, as `set_trial` gave them.
+        scores: Its scores, float32 [positions, vocabulary], as `set_trial` gave them.
 
     Raises:
         EngineError: If a vector is not one.

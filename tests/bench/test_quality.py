@@ -91,9 +91,11 @@ def test_measures_are_the_textbooks() -> None:
 
 class _Counting(FakeEngine):
     rows = 0
+    last = 0
 
     def start(self, rows, *, room):  # type: ignore[no-untyped-def]
         self.rows += len(rows)
+        self.last = len(rows)
         return super().start(rows, room=room)
 
 
@@ -164,10 +166,12 @@ def test_settling_is_measured_beside_not_settling(own_cache: Path) -> None:
 
 
 def test_queries_that_come_alone_find_the_same(encoder: tuple[Encoder, _Counting]) -> None:
-    batched, alone = (
-        Searcher(encoder=encoder[0], dataset=_dataset(), one_by_one=how).think(3)
-        for how in (False, True)
-    )
+    found = []
+    for how in (False, True):
+        searcher = Searcher(encoder=encoder[0], dataset=_dataset(), one_by_one=how)
+        found.append(searcher.think(3))
+        assert encoder[1].last == (1 if how else 2)
+    batched, alone = found
     for one, other in zip(batched, alone, strict=True):
         assert one.thought == other.thought
         np.testing.assert_allclose(one.vector, other.vector, atol=1e-6)
@@ -203,7 +207,8 @@ def test_the_command_measures_a_real_build(
     assert [row["system"] for row in rows][:4] == ["bm25", DENSE, HYBRID, DENSE]
     assert {"budget", "ndcg@10", "recall@100", "queries"} <= rows[0].keys()
     assert rows[1]["device"] == "cpu"
-    plain = CliRunner().invoke(main, [*arguments, "--settle", "0.2,0.9999", "--settle-every", "1"])
+    settling = ["--settle", "0.2,0.9999", "--settle-every", "1", "--one-by-one"]
+    plain = CliRunner().invoke(main, [*arguments, *settling])
     assert plain.stdout.splitlines()[0].split()[:4] == ["system", "budget", "settle", "nDCG@10"]
     settled = [
         line.split()[2] for line in plain.stdout.splitlines() if line.startswith("t1-edge  ")
@@ -243,3 +248,21 @@ def test_fusion_prefers_what_both_found() -> None:
     assert list(fused) == ["b", "a", "d", "c"]
     assert fused["b"] == pytest.approx(1 / 62 + 1 / 61)
     assert list(fuse([first, second], depth=1)["q"]) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--settle", "2"], "2.0 is not in the range"),
+        (["--settle", "a"], "not a valid float"),
+        (["--settle", "0.9", "--budget", "0"], "give a --budget above 0"),
+        (["--settle-every", "2"], "--settle-every is for --settle"),
+        (["--budget", "4,-1"], "-1 is not in the range"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    found = CliRunner().invoke(main, ["bench", "quality", "--data", str(tmp_path), *options])
+    assert found.exit_code == 2
+    assert message in found.stderr

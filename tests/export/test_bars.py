@@ -11,7 +11,7 @@ from t1_edge_export.bars import Progress
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.cli.talk import bars_in_bytes
 from t1_edge_export.contracts import find_contract
-from t1_edge_export.decoder import linear_layers, weight_count
+from t1_edge_export.decoder import linear_weight_count, weight_count
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize.calibration import Kind, find_quantizer
@@ -27,37 +27,51 @@ def test_every_long_step_has_a_bar_that_is_filled(
     tiny: Callable[..., Tiny], tmp_path: Path, kind: Kind
 ) -> None:
     checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT)
-    passes: dict[str, int] = {}
+    totals: dict[str, int] = {}
     done = Counter[str]()
 
     @contextmanager
-    def bars(title: str, count: int) -> Iterator[Progress]:
-        assert title not in passes
-        passes[title] = count
+    def bars(title: str, weights: int) -> Iterator[Progress]:
+        assert title not in totals
+        totals[title] = weights
         yield lambda weights: done.update({title: weights})
 
     (tmp_path / "texts.jsonl").write_text(TEXTS)
     calibration = str(tmp_path / "texts.jsonl")
-    quantizer = find_quantizer(kind, calibration, checkpoint, TINY_CONTRACT, bars=bars)
     said: list[str] = []
+    quantizer = find_quantizer(
+        kind, calibration, checkpoint, TINY_CONTRACT, say=said.append, bars=bars
+    )
     request = Request(
         name="tiny",
         destination=tmp_path / "build",
         contract=TINY_CONTRACT,
         quantizer=quantizer,
         budget=Budget(bits=6),
+        documents=True,
         allow_drift=True,
     )
     export(checkpoint, request, say=said.append, bars=bars)
-    assert list(passes) == ["collecting", "measuring", "quantizing", "thinking", "reading"]
-    linear = sum(spec.size for spec in linear_layers(checkpoint.decoder))
-    assert done["collecting"] == done["measuring"] == done["reading"] == linear
-    assert done["quantizing"] == weight_count(checkpoint.decoder)
+    stages = ["collecting", "measuring", "quantizing", "writing", "thinking", "reading"]
+    assert list(totals) == stages
+    for title in set(stages) - {"thinking"}:  # thoughts may end early
+        assert done[title] == totals[title]
+    linear = linear_weight_count(checkpoint.decoder)
+    assert totals["reading"] == linear
+    assert totals["quantizing"] == weight_count(checkpoint.decoder)
+    assert totals["thinking"] == BUDGETS[-1] * linear
     assert done["thinking"] % linear == 0
-    assert linear <= done["thinking"] <= BUDGETS[-1] * linear
-    assert [line for line in said if line.startswith("verifying")] == [
+    assert linear <= done["thinking"] <= totals["thinking"]
+    assert said == [
+        "collecting statistics over 2 rows of texts.jsonl, 52 tokens",
+        "measuring what 4 bits cost each linear layer",
+        "writing onnx and gguf",
+        "writing what reads documents",
+        "asking the float reference for golden vectors",
+        "comparing llama.cpp's tokenizer with tokenizer.json",
         "verifying what was written for onnx",
         "verifying what was written for gguf",
+        "verifying what was written for documents",
     ]
 
 
@@ -73,8 +87,9 @@ def test_bars_count_bytes_as_they_are_stored_and_end_full(
         yield told.append
 
     monkeypatch.setattr("t1_edge_export.cli.talk.progress", progress)
-    half = weight_count(checkpoint.decoder) // 2
-    with bars_in_bytes(checkpoint)("thinking", 3) as passed:
+    count = weight_count(checkpoint.decoder)
+    half = count // 2
+    with bars_in_bytes(checkpoint)("thinking", 3 * count) as passed:
         passed(half)
         passed(half)
     total, first, second, rest = told

@@ -177,7 +177,7 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
         (["encode"], 2, "give texts"),
         (["nonsense"], 2, "No such command"),
         (["export", "x", "--format", "tflite"], 2, "tflite"),
-        (["bench", "quality", "--build", "x", "--data", "/nowhere", "--budget", "a"], 2, "budgets"),
+        (["bench", "quality", "--build", "x", "--data", "/nowhere", "--budget", "a"], 2, "integer"),
         (["bench", "quality", "--build", "x", "--data", "/nowhere"], 1, "/nowhere is no folder"),
     ],
 )

@@ -16,42 +16,30 @@ if TYPE_CHECKING:
     from t1_edge_bench.soak import SoakRow
 
 
-class _Cosines(click.ParamType[list[float]]):
-    """A list of cosines, such as 0.95,0.99."""
+class _Listed(click.ParamType[list[Any]]):
+    """A list of something, such as 0,16.
 
-    name = "COSINE,…"
+    Args:
+        item: What each of it is.
+        name: How help names the list.
+    """
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[float]:
-        if isinstance(value, list):
-            return value
-        try:
-            return [float(part) for part in str(value).split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is no list of cosines like 0.95,0.99", param, ctx)
-
-
-class _Budgets(click.ParamType[list[int]]):
-    """A list of budgets, such as 0,16."""
-
-    name = "TOKENS,…"
+    def __init__(self, item: click.ParamType[Any], name: str) -> None:
+        self._item = item
+        self.name = name
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
+    ) -> list[Any]:
         if isinstance(value, list):
             return value
-        parts = str(value).split(",")
-        if not all(part.strip().isdecimal() for part in parts):
-            self.fail(f"{value!r} is no list of budgets like 0,16", param, ctx)
-        return [int(part) for part in parts]
+        return [self._item.convert(part.strip(), param, ctx) for part in str(value).split(",")]
 
 
 _budgets = click.option(
     "--budget",
     "budgets",
-    type=_Budgets(),
+    type=_Listed(click.IntRange(min=0), "TOKENS,…"),
     default="0,16",
     show_default=True,
     help="Most tokens of a thought; several are measured one after the other.",
@@ -73,17 +61,15 @@ def bench() -> None:
 @click.option(
     "--settle",
     "cosines",
-    type=_Cosines(),
+    type=_Listed(click.FloatRange(0, 1, min_open=True), "COSINE,…"),
     default=[],
     help="Measure, too, thoughts that end once their vector has come to rest: at this cosine.",
 )
 @click.option(
     "--settle-every",
     type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
     metavar="TOKENS",
-    help="How often settling looks at the vector.",
+    help="How often settling looks at the vector.  [default: 4]",
 )
 @click.option("--one-by-one", is_flag=True, help="Ask one query at a time, not in batches.")
 @click.option("--limit-queries", type=click.IntRange(min=1), help="Ask only the first so many.")
@@ -97,7 +83,7 @@ def quality(
     split: str | None,
     budgets: list[int],
     cosines: list[float],
-    settle_every: int,
+    settle_every: int | None,
     one_by_one: bool,
     limit_queries: int | None,
     engine: Any,
@@ -120,7 +106,11 @@ def quality(
     from t1_edge_bench.datasets import load
     from t1_edge_bench.quality import quality as measure
 
-    settles = [Settle(cosine=cosine, every=settle_every) for cosine in cosines]
+    if cosines and not any(budgets):
+        raise click.UsageError("--settle is for thoughts: give a --budget above 0")
+    if settle_every and not cosines:
+        raise click.UsageError("--settle-every is for --settle: give that too")
+    settles = [Settle(cosine=cosine, every=settle_every or 4) for cosine in cosines]
     dataset = load(data, split=split, limit_queries=limit_queries)
     with (
         Encoder.load(build, engine=engine, device=device, threads=threads, cache=False) as encoder,

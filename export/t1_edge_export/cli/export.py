@@ -153,7 +153,7 @@ def export(
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
     from t1_edge_export.precision import Budget
-    from t1_edge_export.quantize.calibration import find_quantizer
+    from t1_edge_export.quantize.calibration import calibration_tokens, find_quantizer
     from t1_edge_export.quantize.quantizer import gptq_memory
     from t1_edge_export.sources import find_source
     from t1_edge_export.vocabulary import with_tokens
@@ -177,6 +177,8 @@ def export(
     if adapter:
         opened = with_adapter(opened, adapter)
     destination = output or build_dir(name)
+    if profile == "float":
+        calibration = calibration or "none"
     if dry_run:
         plan = make_plan(
             opened.decoder,
@@ -188,12 +190,11 @@ def export(
             documents=documents,
             budget=budget,
             quantizer_memory=gptq_memory(opened.decoder) if quantizer == "gptq" else 0,
+            collected_tokens=calibration_tokens(quantizer or "search", calibration, opened, found),
         )
         _show(plan, as_json)
         check_room(plan)
         return
-    if profile == "float":
-        calibration = calibration or "none"
     request = Request(
         name=name,
         destination=destination,

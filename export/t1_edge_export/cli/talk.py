@@ -16,29 +16,28 @@ def bars_in_bytes(checkpoint: "Checkpoint") -> "Bars":
     """Bars over the bytes of a checkpoint as it stores them.
 
     Every weight counts as much: in a GGUF of several block formats bytes are an average. A stage
-    that ends before its last pass, or leaves out tensors, is shown as whole when it ends.
+    that ends before it dealt with all is shown as whole when it ends.
 
     Args:
         checkpoint: What is exported, with the contract's tokens.
     """
     from t1_edge_export.decoder import weight_count
 
-    weights, size = weight_count(checkpoint.decoder), checkpoint.stored_bytes
+    stored, count = checkpoint.stored_bytes, weight_count(checkpoint.decoder)
 
     @contextmanager
-    def bar(title: str, passes: int) -> Iterator["Progress"]:
-        shown = 0
-        done = 0
-        with progress(passes * size, title, in_bytes=True) as update:
+    def bar(title: str, weights: int) -> Iterator["Progress"]:
+        total, done, shown = weights * stored // count, 0, 0
+        with progress(total, title, in_bytes=True) as update:
 
-            def passed(count: int) -> None:
+            def passed(weights: int) -> None:
                 nonlocal done, shown
-                done += count
-                before, shown = shown, done * size // weights
+                done += weights
+                before, shown = shown, done * stored // count
                 update(shown - before)
 
             yield passed
-            update(passes * size - shown)
+            update(total - shown)
 
     return bar
 

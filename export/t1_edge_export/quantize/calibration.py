@@ -70,17 +70,40 @@ def find_quantizer(
         return ROUNDING if kind == "rtn" else SEARCH
     if matrix:
         return weighted(read_statistics(Path(calibration), checkpoint.decoder))
-    path = DEFAULT_TEXTS if calibration == "default" else Path(calibration)
+    path = _texts(calibration)
     rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
     dataset = f"{len(rows)} rows of {path.name}"
     if kind == "gptq":
-        return compensated(checkpoint, rows, dataset, bars=bars)
-    say(f"collecting statistics over {dataset}, {sum(map(len, rows))} tokens")
-    with bars("collecting", 1) as progress:
-        statistics = collect(checkpoint, rows, dataset, progress=progress)
+        return compensated(checkpoint, rows, dataset, say=say, bars=bars)
+    statistics = collect(checkpoint, rows, dataset, say=say, bars=bars)
     if save:
         statistics.save(save, checkpoint.decoder)
     return weighted(statistics)
+
+
+def calibration_tokens(
+    kind: Kind, calibration: str | None, checkpoint: Checkpoint, contract: Contract
+) -> int:
+    """How many tokens an export would pass through the float weights first; 0 without texts.
+
+    Args:
+        kind: See `find_quantizer`, as the next three.
+        calibration: Likewise.
+        checkpoint: Likewise.
+        contract: Likewise.
+
+    Raises:
+        CheckpointError: If the texts cannot be read.
+    """
+    calibration = calibration or ("none" if kind == "rtn" else "default")
+    if calibration == "none" or calibration.endswith(".gguf"):
+        return 0
+    codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
+    return sum(map(len, read_rows(_texts(calibration), codec)))
+
+
+def _texts(calibration: str) -> Path:
+    return DEFAULT_TEXTS if calibration == "default" else Path(calibration)
 
 
 class _Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

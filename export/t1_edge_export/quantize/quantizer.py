@@ -94,7 +94,12 @@ def weighted(statistics: Statistics) -> Quantizer:
 
 
 def compensated(
-    checkpoint: Checkpoint, rows: Sequence[Sequence[int]], dataset: str, *, bars: Bars = no_bars
+    checkpoint: Checkpoint,
+    rows: Sequence[Sequence[int]],
+    dataset: str,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    bars: Bars = no_bars,
 ) -> Quantizer:
     """GPTQ, each layer given what the float model gives it.
 
@@ -103,13 +108,9 @@ def compensated(
             before it is quantized; memory holds that block and the rows' states.
         rows: Token ids, of the shape that the decoder will meet.
         dataset: What they are, for people to read.
-        bars: Shows how far statistics are, should they be wanted.
+        say: Called with a line of talk, should statistics be wanted; see `collect`.
+        bars: Shows how far they are.
     """
-
-    def importance() -> Mapping[str, Float32Array]:
-        with bars("collecting", 1) as progress:
-            return collect(checkpoint, rows, dataset, progress=progress).importance
-
     blocks = block_grams(checkpoint, rows)
     current: dict[str, Float32Array] = {}
     factors: list[tuple[Float32Array, Float32Array]] = []  # of a gram; q, k and v have one
@@ -126,7 +127,7 @@ def compensated(
     return Quantizer(
         q4_0=q4_0,
         calibration=f"GPTQ {_digest(rows)}: {dataset}",
-        importance=importance,
+        importance=lambda: collect(checkpoint, rows, dataset, say=say, bars=bars).importance,
         memory=gptq_memory(checkpoint.decoder),
     )
 

@@ -6,7 +6,7 @@ squares by channel, and `<name>.counts`, the tokens
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
 from t1_edge.errors import CheckpointError, ExportError
-from t1_edge_export.bars import Progress, silent
+from t1_edge.machine import free_memory
+from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint, check_finite
-from t1_edge_export.decoder import TensorSpec, linear_layers
+from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers, linear_weight_count
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_file import open_gguf
 from t1_edge_export.reference import Reference
+from t1_edge_export.room import BASE_MEMORY, check_memory
 
 Float32Array = NDArray[np.float32]
 
@@ -94,12 +96,25 @@ class Statistics:
             writer.close()
 
 
+def collecting_memory(decoder: Decoder, tokens: int) -> int:
+    """Bytes that are resident while so many tokens pass through a decoder.
+
+    The block of weights, and of each token what its MLP is as wide as three times, what its
+    attention reads and gives, and the residual stream before and after.
+    """
+    block = 4 * sum(spec.size for spec in layer_tensors(decoder, 0))
+    attention = (2 * decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
+    widths = 3 * decoder.intermediate + attention + 3 * decoder.hidden
+    return BASE_MEMORY + block + 4 * tokens * widths
+
+
 def collect(
     checkpoint: Checkpoint,
     rows: Sequence[Sequence[int]],
     dataset: str,
     *,
-    progress: Progress = silent,
+    say: Callable[[str], None] = lambda text: None,
+    bars: Bars = no_bars,
 ) -> Statistics:
     """Run the float reference over rows, and keep what its linear layers were given.
 
@@ -107,17 +122,25 @@ def collect(
         checkpoint: The float weights; memory holds one block of them, and the rows' states.
         rows: Token ids, of the shape that the decoder will meet.
         dataset: What they are, for people to read.
-        progress: Called with the number of weights that tokens just passed through.
+        say: Called with a line of talk before it begins.
+        bars: Shows how far it is.
+
+    Raises:
+        CheckpointError: If a tensor cannot be read.
+        ExportError: If memory is too small.
     """
-    tokens = sum(map(len, rows))
-    sizes = {spec.name: spec.size for spec in linear_layers(checkpoint.decoder)}
+    decoder, tokens = checkpoint.decoder, sum(map(len, rows))
+    check_memory("collecting statistics", collecting_memory(decoder, tokens), free_memory())
+    say(f"collecting statistics over {dataset}, {tokens} tokens")
+    sizes = {spec.name: spec.size for spec in linear_layers(decoder)}
     found: dict[str, Float32Array] = {}
 
     def observe(name: str, inputs: Float32Array) -> None:
         found[name] = np.einsum("ti,ti->i", inputs, inputs) / np.float32(tokens)
         progress(sizes[name])
 
-    Reference(checkpoint, observe=observe).hidden_states(rows)
+    with bars("collecting", linear_weight_count(decoder)) as progress:
+        Reference(checkpoint, observe=observe).hidden_states(rows)
     return Statistics(importance=found, tokens=tokens, dataset=dataset)
 
 
