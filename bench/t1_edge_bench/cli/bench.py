@@ -91,7 +91,9 @@ def quality(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """NDCG@10 and recall@100 of a build, of BM25 and of both, over a folder of judged documents.
+    """What a build finds, what BM25 finds and what both do, in a folder of judged documents.
+
+    nDCG@10 and recall@100 are means over the queries.
 
     BM25 reads the query, and, where a build thinks, the query five times and its thought once; two
     rankings are fused by their ranks (RRF).
