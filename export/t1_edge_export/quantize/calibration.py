@@ -53,7 +53,7 @@ def find_quantizer(
         ExportError: If the calibration is not one of the quantizer's, nothing is collected that
             could be saved, or it cannot be saved.
     """
-    calibration = calibration or ("none" if kind == "rtn" else "default")
+    calibration = _asked(kind, calibration)
     matrix = calibration.endswith(".gguf")
     if kind == "rtn" and calibration != "none":
         raise ExportError("rtn is fitted to nothing: leave --calibration out")
@@ -95,11 +95,16 @@ def calibration_tokens(
     Raises:
         CheckpointError: If the texts cannot be read.
     """
-    calibration = calibration or ("none" if kind == "rtn" else "default")
+    calibration = _asked(kind, calibration)
     if calibration == "none" or calibration.endswith(".gguf"):
         return 0
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     return sum(map(len, read_rows(_texts(calibration), codec)))
+
+
+def _asked(kind: Kind, calibration: str | None) -> str:
+    """What is asked for, or what a quantizer is fitted to where nobody says."""
+    return calibration or ("none" if kind == "rtn" else "default")
 
 
 def _texts(calibration: str) -> Path:
