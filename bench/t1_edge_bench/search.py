@@ -22,7 +22,7 @@ _QUERY_WEIGHT: Final = 5
 """How often BM25 reads the query for each time that it reads the thought."""
 
 EXPANDED: Final = f"bm25 over query x{_QUERY_WEIGHT} and thought"
-BOTH: Final = f"{DENSE}, {EXPANDED} by RRF"
+THINKING_HYBRID: Final = f"direct, {EXPANDED} by RRF"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Searcher:
 
     @cached_property
     def direct(self) -> Run:
-        """What vectors of the queries find without a thought."""
+        """What vectors of the queries without a thought find."""
         return self.dense(self.think(0))
 
     def think(self, budget: int, settle: Settle | None = None) -> Sequence[QueryEmbedding]:
@@ -78,16 +78,17 @@ class Searcher:
             thinking: Whether they were given a budget; a model may close a thought at once.
 
         Returns:
-            `DENSE` and `HYBRID`; with thinking `EXPANDED` and `BOTH` too, in which BM25 reads the
-            query five times and its thought once: a thought has about as many words as a query,
-            and they are worth less (five is what arXiv 2303.07678 found for passages).
+            `DENSE`, and `HYBRID` with BM25 over the queries. With thinking, `DENSE`, `EXPANDED`, in
+            which BM25 reads the query five times and its thought once (a thought has about as many
+            words as a query, and they are worth less; five is what arXiv 2303.07678 found for
+            passages), and `THINKING_HYBRID`: of a thought BM25 gains more than the vector
+            (docs/nano.md), so that it fuses the vectors without with BM25 over query and thought.
         """
         own = self.dense(found)
-        runs = {DENSE: own, HYBRID: fuse([own, self.lexical])}
-        if thinking:
-            expanded = bm25(self._expanded([query.thought for query in found]))
-            runs |= {EXPANDED: expanded, BOTH: fuse([own, expanded])}
-        return runs
+        if not thinking:
+            return {DENSE: own, HYBRID: fuse([own, self.lexical])}
+        expanded = bm25(self._expanded([query.thought for query in found]))
+        return {DENSE: own, EXPANDED: expanded, THINKING_HYBRID: fuse([self.direct, expanded])}
 
     def _expanded(self, thoughts: Sequence[str]) -> Dataset:
         asked = [

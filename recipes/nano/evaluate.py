@@ -27,7 +27,8 @@ from t1_edge_bench.search import DENSE, EXPANDED, Searcher
 SETS: Final = ("entailment-bank", "openstax-psychology", "bright-pony", "bright-theoremqa")
 PYDOC: Final = "pydoc"
 SHUFFLED: Final = "behind the thought of a query half the set away"
-DIRECT_AND_EXPANDED: Final = f"direct, {EXPANDED} by RRF"
+BOTH: Final = f"{DENSE}, {EXPANDED} by RRF"
+"""The thought in BM25 and behind the vector."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +121,7 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
         half = len(found) // 2  # neighbours are often about one subject
         others = [query.thought for query in (*found[half:], *found[:half])]
         runs[SHUFFLED] = searcher.dense(encoder.encode_queries(texts, thoughts=others))
-        runs[DIRECT_AND_EXPANDED] = fuse([searcher.direct, runs[EXPANDED]])
+        runs[BOTH] = fuse([runs[DENSE], runs[EXPANDED]])
     for system, run in runs.items():
         line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
         if system == DENSE:

@@ -11,8 +11,8 @@ import click
 import msgspec
 import numpy as np
 
-from recipes.nano.evaluate import DIRECT_AND_EXPANDED, SHUFFLED, Measured, read, system_name
-from t1_edge_bench.search import BOTH, EXPANDED, HYBRID
+from recipes.nano.evaluate import BOTH, SHUFFLED, Measured, read, system_name
+from t1_edge_bench.search import EXPANDED, HYBRID, THINKING_HYBRID
 from t1_edge_bench.table import table
 
 RESAMPLES: Final = 10_000
@@ -76,15 +76,15 @@ def claims(
             yield own, system_name(control, 0)
         if float_build:
             yield own, system_name(float_build, budget)
-        hybrid = system_name(build, budget, HYBRID)
-        yield hybrid, own
+        hybrid = system_name(build, budget, THINKING_HYBRID if budget else HYBRID)
+        yield hybrid, direct
         yield hybrid, "bm25"
         if budget:
+            without = system_name(build, 0, HYBRID)
+            yield hybrid, without
+            yield system_name(build, budget, BOTH), without
             yield system_name(build, budget, SHUFFLED), direct
             yield system_name(build, budget, EXPANDED), "bm25"
-            yield system_name(build, budget, BOTH), system_name(build, 0, HYBRID)
-            yield system_name(build, budget, DIRECT_AND_EXPANDED), system_name(build, 0, HYBRID)
-            yield system_name(build, budget, DIRECT_AND_EXPANDED), direct
 
 
 def budgets(measured: Sequence[Measured], build: str) -> list[int]:

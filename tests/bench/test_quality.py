@@ -21,7 +21,7 @@ from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.quality import quality
 from t1_edge_bench.ranking import bm25, dense, fuse
-from t1_edge_bench.search import BOTH, DENSE, EXPANDED, HYBRID, Searcher
+from t1_edge_bench.search import DENSE, EXPANDED, HYBRID, THINKING_HYBRID, Searcher
 from t1_edge_bench.table import table
 from t1_edge_bench.vectors import document_vectors
 
@@ -145,7 +145,7 @@ def test_a_row_for_bm25_and_each_system_at_a_budget(encoder: tuple[Encoder, _Cou
     assert [(row.system, row.budget) for row in rows] == [
         ("bm25", None),
         *((system, 0) for system in (DENSE, HYBRID)),
-        *((system, 3) for system in (DENSE, HYBRID, EXPANDED, BOTH)),
+        *((system, 3) for system in (DENSE, EXPANDED, THINKING_HYBRID)),
     ]
     assert all(0 <= row.ndcg <= 1 and row.queries == 2 for row in rows)
     assert rows[0].ndcg > 0.3
@@ -185,8 +185,8 @@ def test_bm25_reads_a_query_and_its_thought(encoder: tuple[Encoder, _Counting]) 
     runs = searcher.runs(found, thinking=True)
     assert "d3" not in searcher.lexical["q0"]
     assert {"d0", "d3"} <= set(runs[EXPANDED]["q0"])
-    both = fuse([runs[DENSE], runs[EXPANDED]])
-    assert runs[BOTH] == both != runs[HYBRID]
+    hybrid = fuse([searcher.direct, runs[EXPANDED]])
+    assert runs[THINKING_HYBRID] == hybrid != fuse([runs[DENSE], runs[EXPANDED]])
 
 
 def test_the_command_measures_a_real_build(

@@ -95,8 +95,8 @@ def quality(
 
     nDCG@10 and recall@100 are means over the queries.
 
-    BM25 reads the query, and, where a build thinks, the query five times and its thought once; two
-    rankings are fused by their ranks (RRF).
+    BM25 reads the query, and, where a build thinks, the query five times and its thought once. The
+    hybrid fuses, by ranks (RRF), the vector without a thought and BM25, which gains more of one.
 
     The folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv and may hold
     excluded.tsv. Search is exact. Document vectors are cached, so a second budget costs queries.
