@@ -26,10 +26,11 @@ from t1_edge_bench.pydoc import passages, questions
 
 _WARM_UP: Final = 2
 _REPEATS: Final = 3
-_QUERIES: Final = 20
-_DOCUMENTS: Final = 32
 _DOCUMENT_WORDS: Final = 150
 _THINKING_STEPS: Final = 32
+
+_TALK: Final = "t1-edge: "
+"""How a line begins that the process of its own has for whoever waits."""
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +45,8 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
         threads: CPU threads it had.
         load: From the call to an encoder that is ready, in a process that has loaded the library
             and seen the golden vectors come out.
-        prefill_tokens: Reading documents of about 150 words.
+        documents: Texts of about 150 words that `prefill_tokens` is of.
+        prefill_tokens: Reading them.
         thinking_tokens: Writing one thought.
         thinking_tokens_8: Writing eight thoughts at once, all tokens together.
         query_p50: From the call to the vector, by budget.
@@ -63,6 +65,7 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     threads: int
     load: float
+    documents: int
     prefill_tokens: float
     thinking_tokens: float
     thinking_tokens_8: float
@@ -82,6 +85,8 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
 
     build: str
     budgets: list[int]
+    documents: int
+    queries: int
     engine: Format
     threads: int
     read_bandwidth: float
@@ -93,6 +98,8 @@ def latency(
     budgets: Sequence[int],
     *,
     engine: Format,
+    documents: int,
+    queries: int,
     threads: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> LatencyRow:
@@ -102,6 +109,8 @@ def latency(
         build: Name or path of the build.
         budgets: Most tokens of a thought; times to vector are taken for each.
         engine: Which of the build's formats.
+        documents: How many texts of about 150 words are read, three times.
+        queries: How many queries are embedded, at each budget.
         threads: CPU threads; those the process may use if None.
         say: Called with a line of talk.
 
@@ -122,6 +131,8 @@ def latency(
         request = _Request(
             build=build,
             budgets=list(budgets),
+            documents=documents,
+            queries=queries,
             engine=engine,
             threads=threads,
             read_bandwidth=ceiling,
@@ -129,22 +140,30 @@ def latency(
         )
         asked = msgspec.json.encode(request).decode()
         command = [sys.executable, "-m", "t1_edge_bench.latency", asked]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            end = done.stderr.strip()[-500:] or "it said nothing"
-            raise EngineError(f"measuring {engine} ended with code {done.returncode}: {end}")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            lines = []
+            for line in process.stderr or ():
+                lines.append(line)
+                if line.startswith(_TALK):
+                    say(line.removeprefix(_TALK).rstrip())
+        if process.returncode:
+            end = "".join(lines).strip()[-500:] or "it said nothing"
+            raise EngineError(f"measuring {engine} ended with code {process.returncode}: {end}")
         return msgspec.json.decode(output.read_bytes(), type=LatencyRow)
 
 
 def _measure(request: _Request) -> LatencyRow:
     """What the process of its own does."""
     build = Build(find_build(request.build))
+    _say("loading")
     loads = [_load_time(build, request) for _ in range(_REPEATS + 1)][1:]
     with Encoder.load(
         build.path, engine=request.engine, threads=request.threads, cache=False
     ) as encoder:
-        queries = {budget: _query_times(encoder, budget) for budget in request.budgets}
-        prefill = _prefill_rates(encoder)
+        queries = {
+            budget: _query_times(encoder, budget, request.queries) for budget in request.budgets
+        }
+        prefill = _prefill_rates(encoder, request.documents)
         info = encoder.info
     running = open_engine(build, engine=request.engine, threads=request.threads)
     one, eight = (_thinking_rates(running, rows) for rows in (1, 8))
@@ -156,6 +175,7 @@ def _measure(request: _Request) -> LatencyRow:
         device=info.device,
         threads=info.threads,
         load=statistics.median(loads),
+        documents=request.documents,
         prefill_tokens=statistics.median(prefill),
         thinking_tokens=statistics.median(one),
         thinking_tokens_8=statistics.median(eight),
@@ -191,8 +211,14 @@ def _load_time(build: Build, request: _Request) -> float:
     return time.perf_counter() - began
 
 
-def _query_times(encoder: Encoder, budget: int) -> list[float]:
-    texts = islice(cycle(question.text for question in questions()), _WARM_UP + _QUERIES)
+def _say(text: str) -> None:
+    """To the process that asked."""
+    sys.stderr.write(f"{_TALK}{text}\n")
+
+
+def _query_times(encoder: Encoder, budget: int, count: int) -> list[float]:
+    _say(f"embedding {count} queries with a budget of {budget}")
+    texts = islice(cycle(question.text for question in questions()), _WARM_UP + count)
     times = []
     for text in texts:
         began = time.perf_counter()
@@ -201,11 +227,14 @@ def _query_times(encoder: Encoder, budget: int) -> list[float]:
     return times[_WARM_UP:]
 
 
-def _prefill_rates(encoder: Encoder) -> list[float]:
+def _prefill_rates(encoder: Encoder, count: int) -> list[float]:
     """Tokens a second over real passages, joined to the length of a textbook's."""
+    _say(f"reading {count} documents, {_REPEATS} times")
     words = " ".join(passage.text for passage in passages()).split()
-    starts = range(0, _DOCUMENTS * _DOCUMENT_WORDS, _DOCUMENT_WORDS)
-    texts = [" ".join(words[at : at + _DOCUMENT_WORDS]) for at in starts]
+    texts = [
+        " ".join(islice(cycle(words), at, at + _DOCUMENT_WORDS))
+        for at in range(0, count * _DOCUMENT_WORDS, _DOCUMENT_WORDS)
+    ]
     encoder.embed_documents(texts[:_WARM_UP], truncate=True)
     found = [encoder.embed_documents(texts, truncate=True) for _ in range(_REPEATS)]
     return [float(documents.tokens.sum() / documents.seconds) for documents in found]
@@ -213,6 +242,7 @@ def _prefill_rates(encoder: Encoder) -> list[float]:
 
 def _thinking_rates(engine: Engine, rows: int) -> list[float]:
     """Tokens a second of greedy writing behind a short prompt, all rows together."""
+    _say(f"thinking, {rows} at once")
     prompt = list(range(100, 140))
     rates = []
     with engine.start([prompt] * rows, room=_THINKING_STEPS * _REPEATS + _WARM_UP + 1) as session:

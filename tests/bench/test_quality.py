@@ -220,12 +220,15 @@ def test_the_command_measures_a_real_build(
 def test_latency_of_a_real_build(tiny_build: Callable[..., Build]) -> None:
     build = str(tiny_build("llama", "portable").path)
     arguments = ["bench", "latency", "--build", build, "--budget", "0"]
+    arguments += ["--documents", "3", "--queries", "5"]
     found = CliRunner().invoke(main, [*arguments, "--engine", "gguf", "--json"])
     assert found.exit_code == 0, found.stderr
     [row] = json.loads(found.stdout)["rows"]
     assert row["library"].startswith("llama.cpp")
     assert row["peak_resident"] > row["weight_bytes"] > 0
-    assert len(row["query_samples"]["0"]) == 20
+    assert row["documents"] == 3
+    assert len(row["query_samples"]["0"]) == 5
+    assert "reading 3 documents, 3 times" in found.stderr
     assert row["query_p50"]["0"] <= row["query_p95"]["0"]
     assert row["bandwidth_share"] > 0
     plain = CliRunner().invoke(main, [*arguments, "--engine", "onnx"])

@@ -138,11 +138,31 @@ def quality(
 @bench.command()
 @options.build
 @_budgets
+@click.option(
+    "--documents",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Texts of 150 words to read; a large build wants few.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Queries to embed, at each budget.",
+)
 @options.engine
 @options.threads
 @options.as_json
 def latency(
-    build: str, budgets: list[int], engine: Any, threads: int | None, as_json: bool
+    build: str,
+    budgets: list[int],
+    documents: int,
+    queries: int,
+    engine: Any,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Load, prefill, thinking, time to vector, memory; each engine in a process of its own."""
     import msgspec
@@ -150,7 +170,15 @@ def latency(
     from t1_edge_bench.latency import latency as measure
 
     rows = [
-        measure(build, budgets, engine=name, threads=threads, say=say)
+        measure(
+            build,
+            budgets,
+            engine=name,
+            documents=documents,
+            queries=queries,
+            threads=threads,
+            say=say,
+        )
         for name in _engines(build, engine)
     ]
     if as_json:
