@@ -21,12 +21,24 @@ if TYPE_CHECKING:
 @options.build
 @click.option("--query", "role", flag_value="query", help="Encode the texts as queries.")
 @click.option(
-    "--document", "role", flag_value="document", default="document", help="... documents."
+    "--document",
+    "role",
+    flag_value="document",
+    default="document",
+    help="... as documents.  [default]",
 )
 @click.option("--file", type=click.File("rb"), help="Read a text a line; - is stdin.")
-@click.option("--budget", type=click.IntRange(min=0), help="Most tokens of a query's thought.")
 @click.option(
-    "--deadline", type=click.FloatRange(min=0), help="Seconds after which a thought is forced shut."
+    "--budget",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="Most tokens of a query's thought.  [default: what the build says; t1-edge info]",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Force the thought shut after so many.",
 )
 @click.option(
     "--settle",
