@@ -221,9 +221,8 @@ def file_sizes(
         }
         sizes[ONNX_WEIGHTS] = max(matrix.end for matrix in matrices.values())
         if documents:
-            places = lay_out_documents(decoder, encodings)
-            sizes[DOCUMENTS_GRAPH] = len(documents_graph(decoder, places, norms))
-            sizes[DOCUMENTS_WEIGHTS] = documents_size(places)
+            sizes[DOCUMENTS_GRAPH] = len(documents_graph(decoder, encodings, norms))
+            sizes[DOCUMENTS_WEIGHTS] = documents_size(lay_out_documents(decoder))
         return sizes
     from t1_edge_export.gguf_writer import lay_out_gguf
 

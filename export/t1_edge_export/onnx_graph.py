@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder
+from t1_edge.build import ONNX_WEIGHTS, Decoder
 from t1_edge_export.containers import BLOCK
 from t1_edge_export.decoder import EMBEDDING, FINAL_NORM, HEAD, layer_name
 from t1_edge_export.onnx_layout import Matrix
@@ -120,7 +120,7 @@ class GraphWriter:
     def _attention(self, layer: int, normed: str) -> str:
         decoder = self._decoder
         names = [layer_name(layer, f"self_attn.{which}_proj") for which in "qkv"]
-        if len(self._matrices[names[0]].parts) == 3 and not decoder.qk_norm:
+        if self._are_one(names) and not decoder.qk_norm:
             query, key, value = self._multiply(normed, names[0]), "", ""  # GQA takes them together
         else:
             query, key, value = self._multiply_apart(normed, names)
@@ -141,6 +141,10 @@ class GraphWriter:
             scale=decoder.head_dim**-0.5,
             **attributes,
         )
+
+    def _are_one(self, names: Sequence[str]) -> bool:
+        """Whether the tensors are all that one product multiplies."""
+        return len(self._matrices[names[0]].parts) == len(names)
 
     def _head_norm(self, values: str, norm: str, heads: int) -> str:
         """RMS norm of each head by itself: [rows, chunk, heads * head_dim] in and out."""
@@ -206,7 +210,7 @@ class GraphWriter:
         if matrix.encoding == "f32":
             return self._node("Gather", [self._codes(matrix), "input_ids"], "embedded")
         codes = self._external(
-            "embedding.codes", matrix, matrix.codes, (matrix.rows, matrix.width), np.uint8
+            "embedding.codes", matrix.codes, (matrix.rows, matrix.width), np.uint8
         )
         inputs = [codes, "input_ids", self._scales(matrix)]
         sizes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
@@ -225,7 +229,7 @@ class GraphWriter:
             K=matrix.width,
             N=matrix.rows,
             bits=4 if matrix.encoding == "q4_0" else 8,
-            block_size=matrix.block,
+            block_size=BLOCK,
             accuracy_level=self._accuracy_level,
         )
 
@@ -252,16 +256,16 @@ class GraphWriter:
     def _codes(self, matrix: Matrix) -> str:
         if matrix.encoding == "f32":
             shape: Sequence[int] = (matrix.rows, matrix.width)
-            return self._external(matrix.name, matrix, matrix.codes, shape, np.float32)
+            return self._external(matrix.name, matrix.codes, shape, np.float32)
         shape = (matrix.rows, matrix.blocks, matrix.row_bytes // matrix.blocks)
-        return self._external(f"{matrix.name}.codes", matrix, matrix.codes, shape, np.uint8)
+        return self._external(f"{matrix.name}.codes", matrix.codes, shape, np.uint8)
 
     def _scales(self, matrix: Matrix) -> str:
         """A matrix's scales in the type of the activations, as the operators want them."""
         stored, widened = f"{matrix.name}.scales", f"{matrix.name}.scales.widened"
         fresh = stored not in self._initializers
         shape = (matrix.rows, matrix.blocks)
-        self._external(stored, matrix, matrix.scales, shape, np.float16)
+        self._external(stored, matrix.scales, shape, np.float16)
         if self._type == np.float16:
             return stored
         # A constant: ONNX Runtime casts it once, when it loads the graph.
@@ -289,15 +293,21 @@ class GraphWriter:
         return name
 
     def _external(
-        self, name: str, matrix: Matrix, offset: int, shape: Sequence[int], dtype: type
+        self,
+        name: str,
+        offset: int,
+        shape: Sequence[int],
+        dtype: type,
+        *,
+        file: str = ONNX_WEIGHTS,
     ) -> str:
-        """An initializer whose bytes lie in the matrix's file."""
+        """An initializer whose bytes lie in a file beside the graph."""
         from onnx import TensorProto, helper
 
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         tensor = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        where = {"location": matrix.file, "offset": str(offset), "length": str(size)}
+        where = {"location": file, "offset": str(offset), "length": str(size)}
         for key, value in where.items():
             tensor.external_data.add(key=key, value=value)
         self._initializers.setdefault(name, tensor)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import ONNX_WEIGHTS, Decoder
+from t1_edge.build import Decoder
 from t1_edge_export.containers import BLOCK, CODE_BITS, SCALE_BITS, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
@@ -33,10 +33,8 @@ class Matrix:
         rows: Rows of all parts together (output features).
         width: Columns (input features).
         encoding: Block format, the same for all parts.
-        codes: Offset of the codes, in bytes.
+        codes: Offset of the codes in weights.bin, in bytes.
         scales: Offset of the float16 scales; the same as the end of the codes in f32.
-        file: The file that all of this is about.
-        block: Weights that share a scale; the last block of a row may be filled up.
     """
 
     name: str
@@ -46,13 +44,11 @@ class Matrix:
     encoding: Encoding
     codes: int
     scales: int
-    file: str = ONNX_WEIGHTS
-    block: int = BLOCK
 
     @property
     def blocks(self) -> int:
         """Blocks of a row."""
-        return -(-self.width // self.block)
+        return self.width // BLOCK
 
     @property
     def codes_size(self) -> int:
@@ -62,8 +58,7 @@ class Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row's codes."""
-        width = self.width if self.encoding == "f32" else self.blocks * self.block
-        return width * CODE_BITS[self.encoding] // 8
+        return self.width * CODE_BITS[self.encoding] // 8
 
     @property
     def row_scale_bytes(self) -> int:

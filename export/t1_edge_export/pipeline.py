@@ -193,8 +193,11 @@ def export(
         )
         if request.documents:
             say("writing what reads documents")
+            importance = request.quantizer.importance()
             with bars("writing", linear_weight_count(checkpoint.decoder)) as progress:
-                write_documents(directory, checkpoint, encodings, read("onnx"), progress=progress)
+                write_documents(
+                    directory, checkpoint, encodings, read("onnx"), importance, progress=progress
+                )
         say("asking the float reference for golden vectors")
         trial, truth = _ask_reference(checkpoint, codec, bars)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)

@@ -16,6 +16,7 @@ from t1_edge.errors import InputError
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
+_CPU_INFO: Final = Path("/proc/cpuinfo")
 _MEMORY_LIMITS: Final = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -63,6 +64,14 @@ def processor() -> Processor:
 def kernels() -> tuple[str, ...]:
     """What decides which kernels run on a machine, and how fast: to key what was found on it."""
     return (_processor_name(), platform.machine(), *_features())
+
+
+def has_vnni() -> bool:
+    """Whether this is an x86 processor known to sum products of 8 bits up in 32."""
+    with suppress(OSError):
+        found = _CPU_INFO.read_text(encoding="utf-8").split()
+        return not {"avx512_vnni", "avx_vnni"}.isdisjoint(found)
+    return False
 
 
 def available_threads() -> int:
@@ -160,7 +169,7 @@ def _quota() -> int:
 
 def _processor_name() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()

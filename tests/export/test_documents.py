@@ -1,8 +1,10 @@
-"""The graph that reads documents: the same weights, in 8 bits."""
+"""The graph that reads documents: the same weights, in 8 bits by row."""
 
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from t1_edge.build import (
     DOCUMENTS_GRAPH,
@@ -18,6 +21,7 @@ from t1_edge.build import (
     GGUF_MODEL,
     ONNX_WEIGHTS,
     Build,
+    Decoder,
 )
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
@@ -27,13 +31,16 @@ from t1_edge.engines.opening import open_documents
 from t1_edge.errors import BuildError, DeviceError, EngineError, ExportError, GateError
 from t1_edge_export import gate
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.decoder import linear_layers
-from t1_edge_export.formats import choose_encodings
+from t1_edge_export.decoder import TensorSpec, linear_layers, projection
+from t1_edge_export.formats import choose_encodings, read_back
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
-from t1_edge_export.onnx_documents import _widened, lay_out_documents
+from t1_edge_export.onnx_documents import _by_row, lay_out_documents
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget
+from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.smoothing import Smoothing, smooth
+from t1_edge_export.quantize.statistics import Statistics
 from tiny import TINY_CONTRACT, Family, Tiny, tokenizer_json
 
 TEXTS = ["the water of the lake", "", "north " * 40, "a <emb_token> in the text", "weather"]
@@ -50,7 +57,12 @@ def documents_build(
         path = root / family
         if path.exists():
             return Build(path)
-        return export(open_checkpoint(tiny(family).folder), _request(path))
+        checkpoint = open_checkpoint(tiny(family).folder)
+        statistics = Statistics(
+            importance=_importance(checkpoint.decoder), tokens=1, dataset="noise"
+        )
+        request = replace(_request(path), quantizer=weighted(statistics))
+        return export(checkpoint, request)
 
     return build
 
@@ -66,17 +78,23 @@ def _request(path: Path) -> Request:
     )
 
 
-@pytest.mark.parametrize("width", [32, 128, 160])
-def test_wide_blocks_lose_a_256th(width: int) -> None:
-    weights = np.random.default_rng(0).standard_normal((7, width)).astype(np.float32)
+class _Stored:
+    def __init__(self, held: NDArray[np.float32]) -> None:
+        self._held = held
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        return self._held[start:stop]
+
+
+def test_a_row_shares_a_scale_and_loses_a_250th() -> None:
+    spec = TensorSpec(name="x", shape=(7, 96), role="linear")
+    weights = np.random.default_rng(0).standard_normal(spec.shape).astype(np.float32)
     weights[3] = 0
-    codes, scales = _widened(weights)
-    assert codes.dtype == np.uint8
-    blocks = codes.astype(np.float32).reshape(7, -1, 128) - 128
-    back = (blocks * scales[..., None].astype(np.float32)).reshape(7, -1)
+    codes, scales = _by_row(spec, _Stored(weights), Smoothing())
+    assert codes.dtype == np.int8
+    assert (scales > 0).sum() == 6
     largest = np.abs(weights).max(axis=1, keepdims=True)
-    assert (np.abs(back[:, :width] - weights) <= largest / 250).all()
-    assert (codes[:, width:] == 128).all()
+    assert (np.abs(codes.T * scales[:, None] - weights) <= largest / 250).all()
 
 
 @FAMILIES
@@ -87,9 +105,10 @@ def test_the_graph_reads_and_writes_nothing(
     model = onnx.load(build.file(DOCUMENTS_GRAPH), load_external_data=False)
     assert "hidden" in [output.name for output in model.graph.output]
     assert "logits" not in [output.name for output in model.graph.output]
-    linear = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
-    bits = {a.i for node in linear for a in node.attribute if a.name == "bits"}
-    assert bits == {8}
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["MatMulIntegerToFloat"] == 7 * build.manifest.decoder.layers
+    assert kinds["QuantizeLinear"] == 4 * build.manifest.decoder.layers  # what is shared, once
+    assert "MatMulNBits" not in kinds
     at = {
         entry.value
         for tensor in model.graph.initializer
@@ -273,16 +292,28 @@ def test_its_weights_are_those_of_the_other_files(
     decoder, mixed = build.manifest.decoder, build.manifest.eight_bit
     assert mixed  # so that some queries, keys and values leave in products of their own
     encodings = choose_encodings(decoder, "portable", build.manifest.formats, mixed)
-    places = lay_out_documents(decoder, encodings)
-    stored, raw = GGUFCheckpoint(build.file(GGUF_MODEL)), build.file(DOCUMENTS_WEIGHTS).read_bytes()
+    places = lay_out_documents(decoder)
+    weights = read_back("onnx", directory=build.path, decoder=decoder, encodings=encodings)
+    smoothing = smooth(decoder, weights, _importance(decoder))
+    raw = build.file(DOCUMENTS_WEIGHTS).read_bytes()
+    stored = GGUFCheckpoint(build.file(GGUF_MODEL))
     for spec in linear_layers(decoder):
-        matrix, rows = places[spec.name], spec.shape[0]
-        first = matrix.parts[spec.name]
-        at = matrix.codes + first * matrix.row_bytes
-        codes = np.frombuffer(raw, np.uint8, rows * matrix.row_bytes, at).astype(np.float32) - 128
-        at = matrix.scales + first * matrix.row_scale_bytes
-        scales = np.frombuffer(raw, np.float16, rows * matrix.blocks, at).astype(np.float32)
-        found = (codes.reshape(rows, -1, 128) * scales.reshape(rows, -1, 1)).reshape(rows, -1)
-        weights = stored.rows(spec.name, 0, rows)
-        largest = np.abs(weights).max(axis=1, keepdims=True)
-        assert (np.abs(found[:, : spec.shape[1]] - weights) <= largest / 250).all(), spec.name
+        place, rows = places[spec.name], spec.shape[0]
+        codes = np.frombuffer(raw, np.int8, spec.size, place.codes).reshape(-1, rows).T
+        scales = np.frombuffer(raw, np.float32, rows, place.scales)
+        expected = smoothing.rows(spec.name, stored.rows(spec.name, 0, rows), 0)
+        largest = np.abs(expected).max(axis=1, keepdims=True)
+        assert (np.abs(codes * scales[:, None] - expected) <= largest / 250).all(), spec.name
+
+
+def _importance(decoder: Decoder) -> dict[str, NDArray[np.float32]]:
+    """Channels of very different sizes; what reads the same has the same."""
+    draw = np.random.default_rng(0)
+    found: dict[str, NDArray[np.float32]] = {}
+    for spec in linear_layers(decoder):
+        block, which = spec.name.rpartition("layers.")[2].split(".")[0], projection(spec.name)
+        shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(which, which)
+        width = spec.shape[1]
+        fresh = np.exp(draw.normal(0, 2, width)).astype(np.float32)
+        found[spec.name] = found.setdefault(f"{block}.{shared}", fresh)
+    return {spec.name: found[spec.name] for spec in linear_layers(decoder)}

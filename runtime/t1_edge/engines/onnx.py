@@ -28,7 +28,7 @@ from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.errors import DeviceError, EngineError
-from t1_edge.machine import kernels
+from t1_edge.machine import has_vnni, kernels
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -318,6 +318,9 @@ def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSess
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # it would keep a plan for every shape there ever was
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if place == READER and not has_vnni():
+        # Pairs of products would be summed up in 16 bits, and cut there. Has no effect on ARM.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(
             graph, options, providers=[place.provider], enable_fallback=0
