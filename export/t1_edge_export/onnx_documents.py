@@ -121,7 +121,6 @@ class _DocumentsWriter(GraphWriter):
                 self._constant("one", np.array(1, np.float32)),
                 self._stored(f"{name}.scales", factor.scales, (factor.rows,), np.float32),
                 self._constant("zero_point", np.array(_ZERO_POINT, np.uint8)),
-                self._constant("zero", np.array(0, np.int8)),
             ],
             [f"{name}.product"],
         )

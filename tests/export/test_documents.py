@@ -4,6 +4,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from t1_edge.build import (
 )
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
+from t1_edge.engines import onnx as onnx_engine
 from t1_edge.engines import race, select
 from t1_edge.engines.base import Engine
 from t1_edge.engines.opening import open_documents
 from t1_edge.errors import BuildError, DeviceError, EngineError, ExportError, GateError
+from t1_edge.machine import has_vnni
 from t1_edge_export import gate
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.decoder import TensorSpec, linear_layers, projection
@@ -141,6 +144,22 @@ def test_documents_are_read_by_it_where_it_is_faster(
     near = (found["documents"] * found["everything"]).sum(axis=1)
     assert near.min() > 0.99
     assert near.max() < 1.0  # not the same graph twice
+
+
+@FAMILIES
+def test_kernels_that_sum_up_otherwise_give_the_same(
+    documents_build: Callable[[Family], Build], family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Integers are summed up without loss, with instructions for it and without."""
+    build = documents_build(family)
+    rows = [[5, 6, 7, 8], [9, 10]]
+    found = []
+    for vnni in (True, False) if has_vnni() else (False, False):
+        monkeypatch.setattr(onnx_engine, "has_vnni", lambda vnni=vnni: vnni)
+        with closing(open_documents(build.path, build.manifest.decoder, threads=1)) as engine:
+            with engine.start(rows, room=1) as session:
+                found.append(session.peek(3))
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_which_is_faster_is_measured_once(

@@ -78,6 +78,20 @@ def test_a_processor_without_features_has_none(monkeypatch: pytest.MonkeyPatch) 
     assert machine.processor().features == ()
 
 
+@pytest.mark.parametrize(
+    ("flags", "sums"),
+    [("avx2 avx512_vnni fma", True), ("avx2 avx_vnni", True), ("avx2 avx512f", False), ("", False)],
+)
+def test_only_a_processor_that_says_so_sums_up_in_32_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, sums: bool
+) -> None:
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPU_INFO", file)
+    assert not machine.has_vnni()
+    file.write_text(f"model name\t: X\nflags\t\t: fpu {flags}\n")
+    assert machine.has_vnni() == sums
+
+
 def test_a_containers_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     monkeypatch.setattr(machine, "_MEMORY_LIMITS", ((limit, used),))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 import numpy as np
@@ -41,7 +41,8 @@ class Quantizer:
         packed: Likewise, with a block format of llama.cpp's own; None if it rounds to none of them.
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
         importance: Gives the mean squared input of each channel, float32 [in], by tensor name, to
-            judge layers by; nothing if it was calibrated with nothing. It may take long.
+            judge layers by and to smooth channels; nothing if it was calibrated with nothing. The
+            first time may take long.
         memory: Bytes that it has resident while layers are quantized.
     """
 
@@ -127,7 +128,7 @@ def compensated(
     return Quantizer(
         q4_0=q4_0,
         calibration=f"GPTQ {_digest(rows)}: {dataset}",
-        importance=lambda: collect(checkpoint, rows, dataset, say=say, bars=bars).importance,
+        importance=cache(lambda: collect(checkpoint, rows, dataset, say=say, bars=bars).importance),
         memory=gptq_memory(checkpoint.decoder),
     )
 
