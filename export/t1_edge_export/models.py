@@ -116,7 +116,7 @@ MODELS: Final[Mapping[str, Model]] = {
         name="nano",
         base="smollm2-135m",
         folder=Path(__file__).parent / "data" / "nano",
-        bits=5.0,
+        bits=5.5,
     )
 }
 
