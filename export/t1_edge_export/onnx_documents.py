@@ -39,7 +39,7 @@ _TINY: Final = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factor:
+class Placement:
     """A linear layer in documents.bin: codes, int8 [in, out], then scales, float32 [out].
 
     Attributes:
@@ -60,21 +60,21 @@ class Factor:
         return self.scales + 4 * self.rows
 
 
-def lay_out_documents(decoder: Decoder) -> dict[str, Factor]:
+def lay_out_documents(decoder: Decoder) -> dict[str, Placement]:
     """Place the linear layers in documents.bin, by tensor name."""
-    places: dict[str, Factor] = {}
+    places: dict[str, Placement] = {}
     at = 0
     for spec in linear_layers(decoder):
         rows, width = spec.shape
         scales = aligned(at + spec.size, ALIGN)
-        places[spec.name] = Factor(rows=rows, width=width, codes=at, scales=scales)
+        places[spec.name] = Placement(rows=rows, width=width, codes=at, scales=scales)
         at = aligned(places[spec.name].end, ALIGN)
     return places
 
 
-def documents_size(places: Mapping[str, Factor]) -> int:
+def documents_size(places: Mapping[str, Placement]) -> int:
     """Bytes of documents.bin."""
-    return max(factor.end for factor in places.values())
+    return max(placement.end for placement in places.values())
 
 
 def documents_graph(
@@ -111,15 +111,17 @@ class _DocumentsWriter(GraphWriter):
 
     def _multiply(self, values: str, name: str, output: str = "") -> str:
         """Values times the transposed matrix, by row and token."""
-        factor = self._places[name]
-        codes, scale = self._in_8_bits(values, factor.width)
+        placement = self._places[name]
+        codes, scale = self._in_8_bits(values, placement.width)
         product = self._contrib(
             "MatMulIntegerToFloat",
             [
                 codes,
-                self._stored(f"{name}.codes", factor.codes, (factor.width, factor.rows), np.int8),
+                self._stored(
+                    f"{name}.codes", placement.codes, (placement.width, placement.rows), np.int8
+                ),
                 self._constant("one", np.array(1, np.float32)),
-                self._stored(f"{name}.scales", factor.scales, (factor.rows,), np.float32),
+                self._stored(f"{name}.scales", placement.scales, (placement.rows,), np.float32),
                 self._constant("zero_point", np.array(_ZERO_POINT, np.uint8)),
             ],
             [f"{name}.product"],
