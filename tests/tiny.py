@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from t1_edge.build import Decoder
 from t1_edge.contract import Contract
+from t1_edge_export.decoder import linear_layers
 
 Family = Literal["llama", "qwen3"]
 Float32Array = NDArray[np.float32]
@@ -72,6 +74,23 @@ def random_model(family: Family, tied: bool) -> Any:
             if "norm" in name:  # all ones would hide a norm that is left out
                 weight.add_(torch.randn_like(weight) * 0.1)
     return model.eval()
+
+
+def first_reader(name: str) -> str:
+    """The first tensor of a block that reads what a linear layer reads."""
+    for later, first in (("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj")):
+        name = name.replace(later, first)
+    return name
+
+
+def noise_importance(decoder: Decoder) -> dict[str, Float32Array]:
+    """Mean squared inputs, float32 [in], by tensor name: channels of very different sizes."""
+    draw = np.random.default_rng(0)
+    found: dict[str, Float32Array] = {}
+    for spec in linear_layers(decoder):
+        means = np.exp(draw.normal(0, 2, spec.shape[1])).astype(np.float32)
+        found[spec.name] = found.get(first_reader(spec.name), means)
+    return found
 
 
 @cache

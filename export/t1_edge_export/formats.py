@@ -205,7 +205,7 @@ def file_sizes(
             documents_size,
             lay_out_documents,
         )
-        from t1_edge_export.onnx_graph import GraphWriter
+        from t1_edge_export.onnx_graph import graph_over_weights
         from t1_edge_export.onnx_layout import lay_out
         from t1_edge_export.onnx_writer import graphs
 
@@ -216,7 +216,7 @@ def file_sizes(
             if spec.role == "norm"
         }
         sizes = {
-            name: GraphWriter(decoder, matrices, norms, activations).model().ByteSize()
+            name: graph_over_weights(decoder, matrices, norms, activations).ByteSize()
             for name, activations in graphs(cuda).items()
         }
         sizes[ONNX_WEIGHTS] = max(matrix.end for matrix in matrices.values())

@@ -13,6 +13,7 @@ The graph reads, and writes nothing: it has no head. Its embedding is that of we
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,17 +25,19 @@ from t1_edge.errors import ExportError
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint, Weights
 from t1_edge_export.containers import Encoding, PlacedFile, aligned
-from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
+from t1_edge_export.decoder import EMBEDDING, TensorSpec, linear_layers, tensors
 from t1_edge_export.onnx_graph import GraphWriter
-from t1_edge_export.onnx_layout import ALIGN, lay_out
+from t1_edge_export.onnx_layout import ALIGN, Matrix, lay_out
+from t1_edge_export.onnx_nodes import Nodes
+from t1_edge_export.onnx_products import BlockProducts
 from t1_edge_export.quantize.smoothing import Smoothing, smooth
-from t1_edge_export.slabs import SLAB_WEIGHTS
+from t1_edge_export.slabs import in_order, spans
 
 Float32Array = NDArray[np.float32]
 
 _LARGEST: Final = 127
 _ZERO_POINT: Final = 128
-_TINY: Final = 1e-30
+_LEAST: Final = 1e-30
 """The largest activation of a token is at least this: one of zeros has a scale, too."""
 
 
@@ -87,67 +90,75 @@ def documents_graph(
         encodings: Of weights.bin, by tensor name.
         norms: Smoothed, float32 [n], by tensor name.
     """
-    return bytes(_DocumentsWriter(decoder, encodings, norms).model().SerializeToString())
+    nodes = Nodes()
+    products = _IntegerProducts(nodes, decoder, lay_out(decoder, encodings)[EMBEDDING])
+    graph = GraphWriter(decoder, nodes, products, norms, head=False).model()
+    return bytes(graph.SerializeToString())
 
 
-class _DocumentsWriter(GraphWriter):
-    """Every product is one of integers; those of one input share its codes."""
+class _IntegerProducts:
+    """Codes times codes; products of the same values share theirs. See `Products`.
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        encodings: Mapping[str, Encoding],
-        norms: Mapping[str, Float32Array],
-    ) -> None:
-        super().__init__(decoder, lay_out(decoder, encodings), norms, head=False)
+    What multiplies the same stays apart: one wider product is no faster (docs/LOG.md).
+    """
+
+    def __init__(self, nodes: Nodes, decoder: Decoder, embedding: Matrix) -> None:
+        self._nodes = nodes
+        self._embedding = embedding
         self._places = lay_out_documents(decoder)
         self._codes_of: dict[str, tuple[str, str]] = {}
 
-    def _are_one(self, names: Sequence[str]) -> bool:
-        return False
+    def embed(self) -> str:
+        """See `Products`."""
+        return BlockProducts(self._nodes, {EMBEDDING: self._embedding}, "float32").embed()
 
-    def _multiply_apart(self, values: str, names: Sequence[str]) -> list[str]:
-        return [self._multiply(values, name) for name in names]
-
-    def _multiply(self, values: str, name: str, output: str = "") -> str:
-        """Values times the transposed matrix, by row and token."""
-        placement = self._places[name]
-        codes, scale = self._in_8_bits(values, placement.width)
-        product = self._contrib(
+    def one(self, values: str, name: str, output: str = "") -> str:
+        """See `Products`."""
+        at = self._places[name]
+        codes, scale = self._in_8_bits(values, at.width)
+        product = self._nodes.contrib(
             "MatMulIntegerToFloat",
             [
                 codes,
-                self._stored(
-                    f"{name}.codes", placement.codes, (placement.width, placement.rows), np.int8
-                ),
-                self._constant("one", np.array(1, np.float32)),
-                self._stored(f"{name}.scales", placement.scales, (placement.rows,), np.float32),
-                self._constant("zero_point", np.array(_ZERO_POINT, np.uint8)),
+                self._stored(f"{name}.codes", at.codes, (at.width, at.rows), np.int8),
+                self._nodes.constant("one", np.array(1, np.float32)),
+                self._stored(f"{name}.scales", at.scales, (at.rows,), np.float32),
+                self._zero_point(),
             ],
             [f"{name}.product"],
         )
-        return self._node("Mul", [product, scale], output or f"{name}.out")
+        return self._nodes.node("Mul", [product, scale], output or f"{name}.out")
+
+    def together(self, values: str, names: Sequence[str]) -> str:
+        """See `Products`."""
+        return ""
+
+    def apart(self, values: str, names: Sequence[str]) -> list[str]:
+        """See `Products`."""
+        return [self.one(values, name) for name in names]
 
     def _stored(self, name: str, offset: int, shape: Sequence[int], dtype: type) -> str:
-        return self._external(name, offset, shape, dtype, file=DOCUMENTS_WEIGHTS)
+        return self._nodes.external(name, DOCUMENTS_WEIGHTS, offset, shape, dtype)
+
+    def _zero_point(self) -> str:
+        return self._nodes.constant("zero_point", np.array(_ZERO_POINT, np.uint8))
 
     def _in_8_bits(self, values: str, width: int) -> tuple[str, str]:
         """Codes of values, uint8 [..., width], and the scale of each token, float32 [..., 1]."""
         if values in self._codes_of:
             return self._codes_of[values]
-        last = self._constant("last_axis", np.array([-1]))
-        tiny = self._constant("tiny", np.array(_TINY, np.float32))
-        share = self._constant("share", np.array(1 / _LARGEST, np.float32))
-        point = self._constant("zero_points", np.array([_ZERO_POINT], np.uint8))
-        sizes = self._node("Abs", [values], f"{values}.sizes")
-        largest = self._node("ReduceMax", [sizes, last], f"{values}.largest", keepdims=1)
-        positive = self._node("Max", [largest, tiny], f"{values}.positive")
-        scale = self._node("Mul", [positive, share], f"{values}.scale")
-        shape = self._node("Shape", [scale], f"{values}.shape")
-        points = self._node("Expand", [point, shape], f"{values}.points")
-        codes = self._node(
-            "QuantizeLinear", [values, scale, points], f"{values}.codes", axis=-1, block_size=width
-        )
+        add = self._nodes.node
+        channels = self._nodes.constant("channels", np.array([-1]))
+        least = self._nodes.constant("least", np.array(_LEAST, np.float32))
+        unit = self._nodes.constant("unit", np.array(1 / _LARGEST, np.float32))
+        sizes = add("Abs", [values], f"{values}.sizes")
+        largest = add("ReduceMax", [sizes, channels], f"{values}.largest", keepdims=1)
+        positive = add("Max", [largest, least], f"{values}.positive")
+        scale = add("Mul", [positive, unit], f"{values}.scale")
+        shape = add("Shape", [scale], f"{values}.shape")
+        points = add("Expand", [self._zero_point(), shape], f"{values}.points")
+        inputs = [values, scale, points]
+        codes = add("QuantizeLinear", inputs, f"{values}.codes", axis=-1, block_size=width)
         self._codes_of[values] = codes, scale
         return codes, scale
 
@@ -170,19 +181,23 @@ def write_documents(
         weights: Reads weights.bin.
         importance: Mean squared input of each channel, float32 [in], by tensor name, to smooth by;
             without any, channels stay as they are.
-        progress: Called with the number of weights that were just written.
+        progress: Called with the number of weights that were just dealt with: each is read to
+            smooth, and again to be written.
 
     Raises:
         CheckpointError: If a norm cannot be read.
         ExportError: If weights.bin cannot be read, or the disk is full.
     """
     decoder = checkpoint.decoder
-    smoothing = smooth(decoder, weights, importance)
+    smoothing = smooth(decoder, weights, importance, progress=progress)
     places = lay_out_documents(decoder)
     file = PlacedFile(directory / DOCUMENTS_WEIGHTS, size=documents_size(places))
     try:
-        for spec in linear_layers(decoder):
-            codes, scales = _by_row(spec, weights, smoothing)
+        works = (
+            partial(by_row, spec, weights, smoothing, decoder.head_dim)
+            for spec in linear_layers(decoder)
+        )
+        for spec, (codes, scales) in zip(linear_layers(decoder), in_order(works), strict=True):
             file.write(places[spec.name].codes, codes)
             file.write(places[spec.name].scales, scales)
             progress(spec.size)
@@ -200,17 +215,26 @@ def write_documents(
         raise ExportError(f"cannot write {path}: {e.strerror}") from e
 
 
-def _by_row(
-    spec: TensorSpec, weights: Weights, smoothing: Smoothing
+def by_row(
+    spec: TensorSpec, weights: Weights, smoothing: Smoothing, head_dim: int
 ) -> tuple[NDArray[np.int8], Float32Array]:
-    """Codes, -127..127, int8 [in, out], and scales, float32 [out], of a smoothed tensor."""
+    """Round a tensor to 8 bits, a scale a row.
+
+    Args:
+        spec: The tensor, a linear layer's.
+        weights: Reads it.
+        smoothing: Applied before.
+        head_dim: Rows are read in so many, or a multiple of it.
+
+    Returns:
+        Codes, -127..127, int8 [in, out], and scales, float32 [out].
+    """
     rows, width = spec.shape
     codes, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
-    step = max(1, SLAB_WEIGHTS // width)
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        slab = smoothing.rows(spec.name, weights.rows(spec.name, start, part.stop), start)
+    for span in spans(spec, head_dim):
+        part = slice(span.start, span.stop)
+        slab = smoothing.rows(spec.name, weights.rows(spec.name, span.start, span.stop), span.start)
         scales[part] = np.abs(slab).max(axis=1) / _LARGEST
         safe = np.where(scales[part] == 0, np.float32(1), scales[part])
-        codes[:, part] = np.rint(slab / safe[:, None]).T
+        codes[:, part] = np.rint(slab / safe[:, None]).clip(-_LARGEST, _LARGEST).T
     return codes, scales

@@ -10,8 +10,9 @@ from t1_edge.build import CUDA_GRAPH, ONNX_GRAPH, ONNX_WEIGHTS, Decoder
 from t1_edge.errors import ExportError
 from t1_edge_export.containers import Encoding, PlacedFile, RowsDue, Slab
 from t1_edge_export.decoder import TensorSpec
-from t1_edge_export.onnx_graph import Activations, GraphWriter
+from t1_edge_export.onnx_graph import graph_over_weights
 from t1_edge_export.onnx_layout import lay_out, pack_codes
+from t1_edge_export.onnx_products import Activations
 
 
 def graphs(cuda: bool) -> dict[str, Activations]:
@@ -78,7 +79,7 @@ class OnnxContainer:
         self._due.check_whole()
         self._file.close()
         for name, activations in self._graphs.items():
-            model = GraphWriter(self._decoder, self._matrices, self._norms, activations).model()
+            model = graph_over_weights(self._decoder, self._matrices, self._norms, activations)
             try:
                 (self._directory / name).write_bytes(model.SerializeToString())
             except OSError as e:

@@ -12,9 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from t1_edge import __version__
 from t1_edge.build import (
+    DOCUMENTS_WEIGHTS,
     GOLDEN,
     MANIFEST,
     SCHEMA,
@@ -66,6 +69,8 @@ from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, se
 from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights
+
+Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +190,19 @@ def export(
     ) as staging:
         directory = staging.directory
         (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
-        encodings = _encodings(checkpoint, request, say, bars)
+        importance: Mapping[str, Float32Array] = {}
+        if request.budget or request.documents:
+            importance = request.quantizer.importance()
+        encodings = _encodings(checkpoint, request, importance, say, bars)
         say(f"writing {' and '.join(request.formats)}")
         weights = _write(staging, checkpoint, request, encodings, bars)
         read = partial(
             read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
         )
         if request.documents:
-            say("writing what reads documents")
-            importance = request.quantizer.importance()
-            with bars("writing", linear_weight_count(checkpoint.decoder)) as progress:
+            plainly = "" if importance else ", whose channels nothing evens out: no statistics"
+            say(f"writing what reads documents{plainly}")
+            with bars("writing", 2 * linear_weight_count(checkpoint.decoder)) as progress:
                 write_documents(
                     directory, checkpoint, encodings, read("onnx"), importance, progress=progress
                 )
@@ -219,7 +227,11 @@ def export(
 
 
 def _encodings(
-    checkpoint: Checkpoint, request: Request, say: Callable[[str], None], bars: Bars
+    checkpoint: Checkpoint,
+    request: Request,
+    importance: Mapping[str, Float32Array],
+    say: Callable[[str], None],
+    bars: Bars,
 ) -> dict[str, Encoding]:
     """Block format by tensor name, those linear layers measured that a budget is spent on."""
     decoder = checkpoint.decoder
@@ -228,7 +240,6 @@ def _encodings(
         return plain
     metadata = _metadata(checkpoint, request, plain)
     limit = find_limit(request.budget, decoder, request.profile, request.formats, metadata)
-    importance = request.quantizer.importance()
     judged = "" if importance else ", by the weights alone"
     say(f"measuring what 4 bits cost each linear layer{judged}")
     with bars("measuring", linear_weight_count(decoder)) as progress:
@@ -319,6 +330,7 @@ def _manifest(
     written = [path for path in sorted(directory.iterdir()) if path.name not in (MANIFEST, CARD)]
     entries = {path.name: file_entry(path) for path in written}
     tokenizer = entries[TOKENIZER].sha256
+    documents = entries[DOCUMENTS_WEIGHTS].sha256 if request.documents else ""
     manifest = Manifest(
         schema=SCHEMA,
         name=request.name,
@@ -331,7 +343,7 @@ def _manifest(
         eight_bit=eight_bit_layers(decoder, encodings),
         calibration=request.quantizer.calibration,
         files=entries,
-        fingerprint=fingerprint(weights, tokenizer, request.contract, decoder),
+        fingerprint=fingerprint(weights, tokenizer, request.contract, decoder, documents),
         verification=verification,
         tools=_tools(),
     )

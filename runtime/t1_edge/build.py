@@ -222,7 +222,9 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(size=path.stat().st_size, sha256=sha256_file(path))
 
 
-def fingerprint(weights: str, tokenizer: str, contract: Contract, decoder: Decoder) -> str:
+def fingerprint(
+    weights: str, tokenizer: str, contract: Contract, decoder: Decoder, documents: str = ""
+) -> str:
     """Hash of everything that changes a document vector.
 
     Args:
@@ -231,13 +233,14 @@ def fingerprint(weights: str, tokenizer: str, contract: Contract, decoder: Decod
         tokenizer: sha256 of tokenizer.json.
         contract: Of which the document's part counts.
         decoder: The shape of the model; the same weights give other vectors in another.
+        documents: sha256 of documents.bin; empty without one.
 
     Returns:
         32 hex digits.
     """
     shape = msgspec.json.encode(decoder).decode()
     texts = [weights, tokenizer, contract.document, contract.emb_token]
-    parts = [*texts, str(contract.max_document_tokens), shape]
+    parts = [*texts, str(contract.max_document_tokens), shape, *([documents] if documents else [])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

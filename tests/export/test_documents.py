@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
@@ -22,7 +23,6 @@ from t1_edge.build import (
     GGUF_MODEL,
     ONNX_WEIGHTS,
     Build,
-    Decoder,
 )
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
@@ -32,19 +32,19 @@ from t1_edge.engines.base import Engine
 from t1_edge.engines.opening import open_documents
 from t1_edge.errors import BuildError, DeviceError, EngineError, ExportError, GateError
 from t1_edge.machine import has_vnni
-from t1_edge_export import gate
+from t1_edge_export import gate, slabs
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.decoder import TensorSpec, linear_layers, projection
+from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, read_back
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
-from t1_edge_export.onnx_documents import _by_row, lay_out_documents
+from t1_edge_export.onnx_documents import by_row, lay_out_documents
 from t1_edge_export.pipeline import Request, export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.smoothing import Smoothing, smooth
 from t1_edge_export.quantize.statistics import Statistics
-from tiny import TINY_CONTRACT, Family, Tiny, tokenizer_json
+from tiny import TINY_CONTRACT, Family, Tiny, noise_importance, tokenizer_json
 
 TEXTS = ["the water of the lake", "", "north " * 40, "a <emb_token> in the text", "weather"]
 FAMILIES = pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -62,7 +62,7 @@ def documents_build(
             return Build(path)
         checkpoint = open_checkpoint(tiny(family).folder)
         statistics = Statistics(
-            importance=_importance(checkpoint.decoder), tokens=1, dataset="noise"
+            importance=noise_importance(checkpoint.decoder), tokens=1, dataset="noise"
         )
         request = replace(_request(path), quantizer=weighted(statistics))
         return export(checkpoint, request)
@@ -90,14 +90,28 @@ class _Stored:
 
 
 def test_a_row_shares_a_scale_and_loses_a_250th() -> None:
-    spec = TensorSpec(name="x", shape=(7, 96), role="linear")
+    spec = TensorSpec(name="x", shape=(8, 96), role="linear")
     weights = np.random.default_rng(0).standard_normal(spec.shape).astype(np.float32)
     weights[3] = 0
-    codes, scales = _by_row(spec, _Stored(weights), Smoothing())
+    weights[4] = 2e-43  # whose scale is no longer a number that divides exactly
+    codes, scales = by_row(spec, _Stored(weights), Smoothing(), 2)
     assert codes.dtype == np.int8
-    assert (scales > 0).sum() == 6
+    assert np.abs(codes.astype(int)).max() == 127
+    assert (scales > 0).sum() == 7
     largest = np.abs(weights).max(axis=1, keepdims=True)
-    assert (np.abs(codes.T * scales[:, None] - weights) <= largest / 250).all()
+    assert (np.abs(codes.T * scales[:, None] - weights) <= largest / 250 + 1e-43).all()
+
+
+def test_slabs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TensorSpec(name="x", shape=(8, 96), role="linear")
+    draw = np.random.default_rng(0)
+    weights = draw.standard_normal(spec.shape).astype(np.float32)
+    factors = np.exp(draw.normal(0, 1, 8)).astype(np.float32)
+    smoothing = Smoothing(outputs={"x": factors})
+    whole = by_row(spec, _Stored(weights), smoothing, 2)
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", 2 * 96)
+    for part, expected in zip(by_row(spec, _Stored(weights), smoothing, 2), whole, strict=True):
+        np.testing.assert_array_equal(part, expected)
 
 
 @FAMILIES
@@ -152,14 +166,25 @@ def test_kernels_that_sum_up_otherwise_give_the_same(
 ) -> None:
     """Integers are summed up without loss, with instructions for it and without."""
     build = documents_build(family)
-    rows = [[5, 6, 7, 8], [9, 10]]
+    options: list[Any] = []
+    session = onnxruntime.InferenceSession
+
+    def noted(graph: Path, given: Any, **kwargs: Any) -> Any:
+        options.append(given)
+        return session(graph, given, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
     found = []
     for vnni in (True, False) if has_vnni() else (False, False):
         monkeypatch.setattr(onnx_engine, "has_vnni", lambda vnni=vnni: vnni)
         with closing(open_documents(build.path, build.manifest.decoder, threads=1)) as engine:
-            with engine.start(rows, room=1) as session:
-                found.append(session.peek(3))
+            with engine.start([[5, 6, 7, 8], [9, 10]], room=1) as rows:
+                found.append(rows.peek(3))
     np.testing.assert_array_equal(found[0], found[1])
+    assert options[-1].get_session_config_entry("session.x64quantprecision") == "1"
+    if has_vnni():
+        with pytest.raises(RuntimeError, match="does not have"):
+            options[0].get_session_config_entry("session.x64quantprecision")
 
 
 def test_which_is_faster_is_measured_once(
@@ -309,11 +334,11 @@ def test_its_weights_are_those_of_the_other_files(
 ) -> None:
     build = documents_build(family)
     decoder, mixed = build.manifest.decoder, build.manifest.eight_bit
-    assert mixed  # so that some queries, keys and values leave in products of their own
+    assert mixed  # so that weights of both encodings are read
     encodings = choose_encodings(decoder, "portable", build.manifest.formats, mixed)
     places = lay_out_documents(decoder)
     weights = read_back("onnx", directory=build.path, decoder=decoder, encodings=encodings)
-    smoothing = smooth(decoder, weights, _importance(decoder))
+    smoothing = smooth(decoder, weights, noise_importance(decoder))
     raw = build.file(DOCUMENTS_WEIGHTS).read_bytes()
     stored = GGUFCheckpoint(build.file(GGUF_MODEL))
     for spec in linear_layers(decoder):
@@ -323,16 +348,3 @@ def test_its_weights_are_those_of_the_other_files(
         expected = smoothing.rows(spec.name, stored.rows(spec.name, 0, rows), 0)
         largest = np.abs(expected).max(axis=1, keepdims=True)
         assert (np.abs(codes * scales[:, None] - expected) <= largest / 250).all(), spec.name
-
-
-def _importance(decoder: Decoder) -> dict[str, NDArray[np.float32]]:
-    """Channels of very different sizes; what reads the same has the same."""
-    draw = np.random.default_rng(0)
-    found: dict[str, NDArray[np.float32]] = {}
-    for spec in linear_layers(decoder):
-        block, which = spec.name.rpartition("layers.")[2].split(".")[0], projection(spec.name)
-        shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(which, which)
-        width = spec.shape[1]
-        fresh = np.exp(draw.normal(0, 2, width)).astype(np.float32)
-        found[spec.name] = found.setdefault(f"{block}.{shared}", fresh)
-    return {spec.name: found[spec.name] for spec in linear_layers(decoder)}

@@ -5,8 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.decoder import layer_name, linear_layers
+from t1_edge_export import slabs
+from t1_edge_export.decoder import layer_name, linear_layers, projection
 from t1_edge_export.quantize.smoothing import Smoothing, smooth
+from tiny import first_reader
 
 Float32Array = NDArray[np.float32]
 
@@ -45,12 +47,9 @@ def _name(part: str) -> str:
 
 def _importance(inputs: dict[str, Float32Array]) -> dict[str, Float32Array]:
     means = {part: np.mean(np.square(values), axis=0) for part, values in inputs.items()}
-    shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-    found = {}
-    for spec in linear_layers(DECODER):
-        part = spec.name.split(".")[-2]
-        found[spec.name] = means[shared.get(part, part)]
-    return found
+    return {
+        spec.name: means[projection(first_reader(spec.name))] for spec in linear_layers(DECODER)
+    }
 
 
 def _inputs() -> dict[str, Float32Array]:
@@ -131,6 +130,16 @@ def test_channels_through_which_nothing_passes_stay_finite() -> None:
     for factors in (*smoothing.inputs.values(), *smoothing.outputs.values()):
         assert np.isfinite(factors).all()
         assert (factors > 0).all()
+    norm = smoothing.outputs[_name("input_layernorm")]
+    assert norm.max() / norm[3] < 1000  # what was silent may speak, and is not to drown the rest
+
+
+def test_slabs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = smooth(DECODER, _Weights(), _importance(_inputs()))
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", DECODER.head_dim * DECODER.hidden)
+    parts = smooth(DECODER, _Weights(), _importance(_inputs()))
+    for name, factors in whole.inputs.items():
+        np.testing.assert_array_equal(parts.inputs[name], factors)
 
 
 def test_without_statistics_nothing_is_smoothed() -> None:

@@ -8,20 +8,24 @@ norm's weights, the rows that make a value or that `gate` is multiplied with.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
+from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Weights
-from t1_edge_export.decoder import TensorSpec, layer_name, layer_tensors
-from t1_edge_export.slabs import SLAB_WEIGHTS
+from t1_edge_export.decoder import TensorSpec, layer_name, linear_layers, tensors
+from t1_edge_export.slabs import in_order, spans
 
 Float32Array = NDArray[np.float32]
 
-_LEAST: Final = 1e-4
-"""Of the largest channel: what counts at least, for channels through which nothing passes."""
+_LEAST: Final = 1e-2
+"""What a channel counts at least, of the largest one: one that was silent over the texts of the
+statistics may speak over others, and is not to drown the rest."""
 
 _PAIRS: Final = (
     ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -58,7 +62,13 @@ class Smoothing:
         return weights / self.outputs[name] if name in self.outputs else weights
 
 
-def smooth(decoder: Decoder, weights: Weights, importance: Mapping[str, Float32Array]) -> Smoothing:
+def smooth(
+    decoder: Decoder,
+    weights: Weights,
+    importance: Mapping[str, Float32Array],
+    *,
+    progress: Progress = silent,
+) -> Smoothing:
     """Find the factors of every linear layer's input.
 
     Args:
@@ -66,39 +76,45 @@ def smooth(decoder: Decoder, weights: Weights, importance: Mapping[str, Float32A
         weights: Reads the linear layers' weights, some rows at a time.
         importance: Mean squared input of each channel, float32 [in], by the linear layer's name;
             without any, nothing is smoothed.
+        progress: Called with the number of weights that were just looked at.
 
     Raises:
-        CheckpointError: If a tensor cannot be read.
+        CheckpointError: If a tensor of a checkpoint cannot be read.
+        ExportError: If one of files that are read back cannot.
     """
     if not importance:
         return Smoothing()
+    specs = {spec.name: spec for spec in tensors(decoder)}
     inputs: dict[str, Float32Array] = {}
     outputs: dict[str, Float32Array] = {}
-    for layer in range(decoder.layers):
-        specs = {spec.name: spec for spec in layer_tensors(decoder, layer)}
-        for before, readers in _PAIRS:
-            names = [layer_name(layer, reader) for reader in readers]
-            means = importance[names[0]]  # all of them read the same
-            largest = np.max([_largest(weights, specs[name]) for name in names], axis=0)
-            source = layer_name(layer, before)
-            # Several heads of queries may read one value.
-            times = means.size // specs[source].shape[0]
-            groups = decoder.kv_heads if times > 1 else 1
-            means = means.reshape(groups, times, -1).mean(axis=1).reshape(-1)
-            largest = largest.reshape(groups, times, -1).max(axis=1).reshape(-1)
-            factors = outputs[source] = _factors(means, largest)
-            repeated = factors.reshape(groups, 1, -1).repeat(times, axis=1).reshape(-1)
-            inputs |= dict.fromkeys(names, repeated)
+    sizes = in_order(
+        partial(_largest, weights, spec, decoder.head_dim) for spec in linear_layers(decoder)
+    )
+    largest = {}
+    for spec, found in zip(linear_layers(decoder), sizes, strict=True):
+        largest[spec.name] = found
+        progress(spec.size)
+    for layer, (before, readers) in product(range(decoder.layers), _PAIRS):
+        names = [layer_name(layer, reader) for reader in readers]
+        source = layer_name(layer, before)
+        means = importance[names[0]]  # all of them read the same
+        weighed = np.max([largest[name] for name in names], axis=0)
+        # Several heads of queries may read one value.
+        times = means.size // specs[source].shape[0]
+        groups = decoder.kv_heads if times > 1 else 1
+        means = means.reshape(groups, times, -1).mean(axis=1).reshape(-1)
+        weighed = weighed.reshape(groups, times, -1).max(axis=1).reshape(-1)
+        factors = outputs[source] = _factors(means, weighed)
+        repeated = factors.reshape(groups, 1, -1).repeat(times, axis=1).reshape(-1)
+        inputs |= dict.fromkeys(names, repeated)
     return Smoothing(inputs=inputs, outputs=outputs)
 
 
-def _largest(weights: Weights, spec: TensorSpec) -> Float32Array:
+def _largest(weights: Weights, spec: TensorSpec, head_dim: int) -> Float32Array:
     """The largest absolute weight of each input channel, float32 [in]."""
-    rows, width = spec.shape
-    found = np.zeros(width, np.float32)
-    step = max(1, SLAB_WEIGHTS // width)
-    for start in range(0, rows, step):
-        slab = weights.rows(spec.name, start, min(start + step, rows))
+    found = np.zeros(spec.shape[1], np.float32)
+    for span in spans(spec, head_dim):
+        slab = weights.rows(spec.name, span.start, span.stop)
         np.maximum(found, np.abs(slab).max(axis=0), out=found)
     return found
 
@@ -111,5 +127,7 @@ def _factors(means: Float32Array, largest: Float32Array) -> Float32Array:
 
 
 def _at_least(sizes: Float32Array) -> Float32Array:
-    floor = np.float32(_LEAST) * sizes.max() or np.float32(1)
-    return np.asarray(np.maximum(sizes, floor))
+    largest = sizes.max()
+    if largest == 0:
+        return np.ones_like(sizes)
+    return np.asarray(np.maximum(sizes, np.float32(_LEAST) * largest))
