@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -45,7 +46,7 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
         threads: CPU threads it had.
         load: From the call to an encoder that is ready, in a process that has loaded the library
             and seen the golden vectors come out.
-        documents: Texts of about 150 words that `prefill_tokens` is of.
+        documents: How many texts of about 150 words were read.
         prefill_tokens: Reading them.
         thinking_tokens: Writing one thought.
         thinking_tokens_8: Writing eight thoughts at once, all tokens together.
@@ -140,16 +141,32 @@ def latency(
         )
         asked = msgspec.json.encode(request).decode()
         command = [sys.executable, "-m", "t1_edge_bench.latency", asked]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            lines = []
+        _watch(command, f"measuring {engine}", say)
+        return msgspec.json.decode(output.read_bytes(), type=LatencyRow)
+
+
+def _watch(command: Sequence[str], what: str, say: Callable[[str], None]) -> None:
+    """Run a process to its end; what it says comes through.
+
+    Raises:
+        EngineError: If it fails; with what it said last.
+    """
+    last: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
             for line in process.stderr or ():
-                lines.append(line)
                 if line.startswith(_TALK):
                     say(line.removeprefix(_TALK).rstrip())
-        if process.returncode:
-            end = "".join(lines).strip()[-500:] or "it said nothing"
-            raise EngineError(f"measuring {engine} ended with code {process.returncode}: {end}")
-        return msgspec.json.decode(output.read_bytes(), type=LatencyRow)
+                else:
+                    last.append(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        end = "".join(last).strip()[-500:] or "it said nothing"
+        raise EngineError(f"{what} ended with code {process.returncode}: {end}")
 
 
 def _measure(request: _Request) -> LatencyRow:
@@ -231,10 +248,8 @@ def _prefill_rates(encoder: Encoder, count: int) -> list[float]:
     """Tokens a second over real passages, joined to the length of a textbook's."""
     _say(f"reading {count} documents, {_REPEATS} times")
     words = " ".join(passage.text for passage in passages()).split()
-    texts = [
-        " ".join(islice(cycle(words), at, at + _DOCUMENT_WORDS))
-        for at in range(0, count * _DOCUMENT_WORDS, _DOCUMENT_WORDS)
-    ]
+    endless = cycle(words)
+    texts = [" ".join(islice(endless, _DOCUMENT_WORDS)) for _ in range(count)]
     encoder.embed_documents(texts[:_WARM_UP], truncate=True)
     found = [encoder.embed_documents(texts, truncate=True) for _ in range(_REPEATS)]
     return [float(documents.tokens.sum() / documents.seconds) for documents in found]

@@ -11,7 +11,7 @@ from t1_edge.thinking import Settle
 from t1_edge_bench.datasets import Dataset
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.ranking import Run
-from t1_edge_bench.search import Searcher
+from t1_edge_bench.search import DENSE, Searcher
 
 
 class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +35,8 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         thought_tokens: Tokens of a thought, mean over the queries.
         truncated_queries: Queries that were cut to the build's limit when it thought about them.
         truncated_documents: Documents likewise.
-        seconds_a_query: Thinking and embedding, mean over the queries; a search by BM25 alone needs
-            no vector, but its thought.
+        seconds_a_query: Thinking and embedding, mean over the queries. A search by BM25 alone needs
+            no vector, but its thought; a hybrid one that thinks needs the direct vector besides.
     """
 
     system: str
@@ -94,15 +94,22 @@ def quality(
     rows = [_judged("bm25", dataset, searcher.lexical)]
     vectors = searcher.documents  # before the clock of the first budget runs
     say(f"{len(vectors)} vectors of {vectors.shape[1]} dimensions")
+    direct: Run | None = None
     cut = sum(encoder.codec.document(document.text).truncated for document in dataset.documents)
     for budget, settle in [
         (n, how) for n in budgets for how in ((None, *settles) if n else (None,))
     ]:
         settling = f", settled at {settle.cosine}" if settle else ""
+        if budget and direct is None:
+            say("asking without a thought, for the hybrid search")
+            direct = searcher.direct
         say(f"asking with a budget of {budget}{settling}")
         began = time.monotonic()
         found = searcher.think(budget, settle)
         seconds = time.monotonic() - began
+        runs = searcher.runs(found, direct if budget else None)
+        if not budget:
+            direct = runs[DENSE]
         rows += [
             msgspec.structs.replace(
                 _judged(system, dataset, run),
@@ -118,7 +125,7 @@ def quality(
                 truncated_documents=cut,
                 seconds_a_query=round(seconds / len(found), 4),
             )
-            for system, run in searcher.runs(found, thinking=budget > 0).items()
+            for system, run in runs.items()
         ]
     return rows
 

@@ -70,25 +70,26 @@ class Searcher:
         """What vectors of the queries find."""
         return dense(self.dataset, self.documents, np.stack([query.vector for query in found]))
 
-    def runs(self, found: Sequence[QueryEmbedding], *, thinking: bool) -> Mapping[str, Run]:
+    def runs(self, found: Sequence[QueryEmbedding], direct: Run | None = None) -> Mapping[str, Run]:
         """What the queries find, by the name of the system.
 
         Args:
             found: Of `think`.
-            thinking: Whether they were given a budget; a model may close a thought at once.
+            direct: What vectors of the queries without a thought find, where these were given a
+                budget.
 
         Returns:
-            `DENSE`, and `HYBRID` with BM25 over the queries. With thinking, `DENSE`, `EXPANDED`, in
-            which BM25 reads the query five times and its thought once (a thought has about as many
-            words as a query, and they are worth less; five is what arXiv 2303.07678 found for
-            passages), and `THINKING_HYBRID`: of a thought BM25 gains more than the vector
-            (docs/nano.md), so that it fuses the vectors without with BM25 over query and thought.
+            Without `direct`, `DENSE`, and `HYBRID` with BM25 over the queries. With it, `DENSE`,
+            `EXPANDED`, in which BM25 reads the query five times and its thought once (a thought has
+            about as many words as a query, and they are worth less; five is what arXiv 2303.07678
+            found for passages), and `THINKING_HYBRID`: of a thought BM25 gains more than the vector
+            (docs/nano.md), so that it fuses `direct` with BM25 over query and thought.
         """
         own = self.dense(found)
-        if not thinking:
+        if direct is None:
             return {DENSE: own, HYBRID: fuse([own, self.lexical])}
         expanded = bm25(self._expanded([query.thought for query in found]))
-        return {DENSE: own, EXPANDED: expanded, THINKING_HYBRID: fuse([self.direct, expanded])}
+        return {DENSE: own, EXPANDED: expanded, THINKING_HYBRID: fuse([direct, expanded])}
 
     def _expanded(self, thoughts: Sequence[str]) -> Dataset:
         asked = [

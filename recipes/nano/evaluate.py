@@ -115,7 +115,7 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
     """
     encoder = searcher.encoder
     found = searcher.think(budget)
-    runs = dict(searcher.runs(found, thinking=budget > 0))
+    runs = dict(searcher.runs(found, searcher.direct if budget else None))
     if budget:
         texts = [query.text for query in task.dataset.queries]
         half = len(found) // 2  # neighbours are often about one subject

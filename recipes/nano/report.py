@@ -78,7 +78,7 @@ def claims(
             yield own, system_name(float_build, budget)
         hybrid = system_name(build, budget, THINKING_HYBRID if budget else HYBRID)
         yield hybrid, direct
-        yield hybrid, "bm25"
+        yield hybrid, system_name(build, budget, EXPANDED) if budget else "bm25"
         if budget:
             without = system_name(build, 0, HYBRID)
             yield hybrid, without

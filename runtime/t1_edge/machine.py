@@ -67,7 +67,10 @@ def kernels() -> tuple[str, ...]:
 
 
 def has_vnni() -> bool:
-    """Whether this is an x86 processor known to sum products of 8 bits up in 32."""
+    """Whether this is an x86 processor known to sum products of 8 bits up in 32.
+
+    Linux says so; elsewhere a processor may have VNNI and not be known to.
+    """
     with suppress(OSError):
         found = _CPU_INFO.read_text(encoding="utf-8").split()
         return not {"avx512_vnni", "avx_vnni"}.isdisjoint(found)

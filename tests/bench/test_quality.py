@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from t1_edge.cli import main
 from t1_edge.contract import Codec
 from t1_edge.encoder import Encoder
 from t1_edge.engines.fake import FakeEngine
+from t1_edge.errors import EngineError
 from t1_edge.thinking import Settle
 from t1_edge.tokenization import TextTokenizer
+from t1_edge_bench import latency
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.quality import quality
@@ -182,7 +185,7 @@ def test_bm25_reads_a_query_and_its_thought(encoder: tuple[Encoder, _Counting]) 
     searcher = Searcher(encoder=encoder[0], dataset=data)
     texts = [query.text for query in data.queries]
     found = encoder[0].encode_queries(texts, thoughts=["soup", "soup"])
-    runs = searcher.runs(found, thinking=True)
+    runs = searcher.runs(found, searcher.direct)
     assert "d3" not in searcher.lexical["q0"]
     assert {"d0", "d3"} <= set(runs[EXPANDED]["q0"])
     hybrid = fuse([searcher.direct, runs[EXPANDED]])
@@ -233,6 +236,17 @@ def test_latency_of_a_real_build(tiny_build: Callable[..., Build]) -> None:
     assert row["bandwidth_share"] > 0
     plain = CliRunner().invoke(main, [*arguments, "--engine", "onnx"])
     assert "thinking, tokens/s" in plain.stdout
+
+
+def test_a_process_that_fails_says_why() -> None:
+    said: list[str] = []
+    script = (
+        f"import sys; print('noise'); print('{latency._TALK}loading', file=sys.stderr); "
+        "print('out of paper', file=sys.stderr); sys.exit(3)"
+    )
+    with pytest.raises(EngineError, match=r"^printing ended with code 3: out of paper$"):
+        latency._watch([sys.executable, "-c", script], "printing", said.append)
+    assert said == ["loading"]
 
 
 def test_tables_are_aligned() -> None:

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from recipes.nano.average import average
 from recipes.nano.config import Config, read_config
 from recipes.nano.data import Pair, split
-from recipes.nano.evaluate import Measured
+from recipes.nano.evaluate import Measured, Task, measure
 from recipes.nano.keywords import main as write_keywords
 from recipes.nano.learner import Learner
 from recipes.nano.model import Frozen, Student, load_student, new_student
-from recipes.nano.report import compare
+from recipes.nano.report import claims, compare
 from recipes.nano.stages import joint as joint_loss
 from recipes.nano.stages import loss_of
 from recipes.nano.statistics import training_rows
 from recipes.nano.stream import Stream, cut
 from recipes.nano.thoughts import Reader
+from scripted import scripted_encoder
 from t1_edge.contract import Codec
+from t1_edge_bench.datasets import Dataset, Text
+from t1_edge_bench.search import Searcher
 from t1_edge_export.adapter import with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.reference import Reference
@@ -361,3 +364,24 @@ def test_an_interval_holds_the_difference() -> None:
     assert found.low < 0.1 < found.high
     assert found.low > 0.05
     assert compare(measured, "nano", "nobody") == []
+
+
+def test_every_claim_is_about_systems_that_are_measured(own_cache: Path) -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 40
+    texts = ["ships float on water", "iron rusts", "locks guard a file"]
+    dataset = Dataset(
+        name="made",
+        split="",
+        documents=[Text(id=f"d{n}", text=text) for n, text in enumerate(texts)],
+        queries=[Text(id="q0", text="a floating ship"), Text(id="q1", text="rusted iron")],
+        qrels={"q0": {"d0": 1}, "q1": {"d1": 1}},
+        excluded={},
+        unjudged=0,
+    )
+    searcher = Searcher(encoder=encoder, dataset=dataset)
+    task = Task(dataset=dataset, qrels=dataset.qrels)
+    measured = [found for n in (0, 4) for found in measure(task, searcher, "nano", n)]
+    names = {found.system for found in measured} | {"bm25", "all-MiniLM-L6-v2"}
+    pairs = list(claims(measured, "nano", control=None, float_build=None))
+    assert {name for pair in pairs for name in pair} == names
