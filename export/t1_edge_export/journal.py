@@ -74,6 +74,15 @@ class Journal:
             )
         return cls(path, {line.tensor: line.sha256 for line in written})
 
+    @staticmethod
+    def is_of(path: Path, request: str) -> bool:
+        """Whether a journal is there, and a request's."""
+        try:
+            first, _, _ = path.read_bytes().partition(b"\n")
+            return msgspec.json.decode(first, type=_Request).request == request
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return False
+
     def note(self, tensors: Sequence[Written]) -> None:
         """Add tensors whose rows have just been brought to the disk.
 

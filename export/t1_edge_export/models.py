@@ -102,6 +102,7 @@ class Model:
             budget=Budget(bits=self.bits),
             documents="onnx" in formats,
             force=True,
+            resume=None,
         )
 
     def _quantizer(self, decoder: Decoder) -> Quantizer:

@@ -89,7 +89,8 @@ class Request:
         cuda: Write ONNX's graph for CUDA too. The gate does not run it.
         documents: Write ONNX's graph for documents too, whose weights are as large again and more.
         force: Replace a build that stands at the destination.
-        resume: Go on where an export that was interrupted stood.
+        resume: Go on where an export that was interrupted stood; if None, where that was of the
+            same request.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
     """
 
@@ -103,7 +104,7 @@ class Request:
     cuda: bool = False
     documents: bool = False
     force: bool = False
-    resume: bool = False
+    resume: bool | None = False
     allow_drift: bool = False
 
 
@@ -138,7 +139,7 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
     if request.budget:
         metadata = _metadata(checkpoint, request, encodings)
         find_limit(request.budget, decoder, request.profile, request.formats, metadata)
-    if not request.resume:  # whose files may be there already
+    if request.resume is False:  # else its files may be there already
         size = len(request.formats) * sum(
             tensor_bytes(spec, encodings[spec.name]) for spec in tensors(decoder)
         )

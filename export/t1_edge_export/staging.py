@@ -46,7 +46,7 @@ def staged(
     destination: Path,
     *,
     force: bool = False,
-    resume: bool = False,
+    resume: bool | None = False,
     request: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Staging]:
@@ -59,7 +59,8 @@ def staged(
         destination: What the directory will be called.
         force: Replace a build that stands there, and nothing else. It is untouched until the very
             end, and comes back if the last rename fails.
-        resume: Go on with what an interrupted attempt left; without one, begin.
+        resume: Go on with what an interrupted attempt left; without one, begin. If None, go on
+            where it is the same request's, and start over where not.
         request: Changes with everything that decides the bytes of the build.
         say: Called with a line of talk.
 
@@ -74,10 +75,11 @@ def staged(
         try:
             _put_back(partial / _REPLACED, destination)
             check_free(destination, force)
-            if not resume:
+            if not (Journal.is_of(partial / _JOURNAL, request) if resume is None else resume):
                 _clear(partial, say)
             journal = _begin(partial, request)
-            with _removed(partial, say):
+            how = "the same again" if resume is None else "--resume"
+            with _removed(partial, how, say):
                 yield Staging(
                     directory=partial / _BUILD, scratch=partial / _SCRATCH, journal=journal
                 )
@@ -117,12 +119,12 @@ def _begin(partial: Path, request: str) -> Journal:
 
 
 @contextmanager
-def _removed(partial: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Remove a staging directory at the end, but for an interruption."""
+def _removed(partial: Path, how: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Remove a staging directory at the end, but for an interruption: say how to go on."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say(f"interrupted: --resume goes on with what is in {partial}")
+        say(f"interrupted: {how} goes on with what is in {partial}")
         raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -148,6 +148,18 @@ def test_without_resume_it_starts_over_and_says_so(
     assert os.listdir(request_.destination.parent) == ["tiny"]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_who_is_not_asked_goes_on_with_the_same_request_alone(
+    checkpoint: Checkpoint, request_: Request, same: bool
+) -> None:
+    left = request_ if same else dataclasses.replace(request_, formats=("gguf",))
+    _leave_half(checkpoint, left)
+    said: list[str] = []
+    export(checkpoint, dataclasses.replace(request_, resume=None), say=said.append)
+    assert any("starting over" in line for line in said) != same
+    assert os.listdir(request_.destination.parent) == ["tiny"]
+
+
 def test_a_journal_that_was_cut_off_itself_is_read_up_to_there(
     checkpoint: Checkpoint, request_: Request
 ) -> None:
