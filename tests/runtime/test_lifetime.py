@@ -253,3 +253,10 @@ def test_nothing_stays_of_encoders(
     child.join(60)
     assert resident - warm < GROWTH
     assert files == warm_files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
+def test_weights_that_are_packed_anew_are_not_mapped_besides(path: Path) -> None:
+    with Encoder.load(path, engine="gguf", threads=1, cache=False):
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert "model.gguf" not in mapped

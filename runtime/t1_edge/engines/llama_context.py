@@ -63,6 +63,9 @@ class Context:
         llama_log.collect(llama_cpp)
         parameters = self._api.llama_model_default_params()
         parameters.n_gpu_layers = 0 if device == "cpu" else -1
+        if device == "cpu":
+            # Mapped pages would stay beside the weights that are packed anew for the kernels.
+            parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
         devices = device_array(device)  # read while the model loads
         parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
