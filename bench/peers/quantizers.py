@@ -43,6 +43,7 @@ WAYS: Final[Mapping[str, Sequence[str]]] = {
     "search": ("--calibration", "none"),
     "search, weighted": _OWN,
     "GPTQ": ("--quantizer", "gptq"),
+    "search, weighted, 5 bits": (*_OWN, "--bits", "5"),
     "search, weighted, 5.5 bits (ships)": (*_OWN, "--bits", "5.5"),
     "GPTQ, 5 bits (native in ONNX)": ("--quantizer", "gptq", "--bits", "5"),
     "Q4_K_M (native in GGUF)": (*_OWN, "--profile", "native", "--format", "gguf"),
