@@ -1,6 +1,8 @@
 """What the machine gives, and that encoders share it."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -111,6 +113,14 @@ def test_a_forked_process_has_its_cores() -> None:
             with process_cores().hold(1):
                 os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a process begins with another's peak")
+def test_a_process_does_not_begin_with_the_peak_of_another() -> None:
+    large = np.ones(40 * 2**20)  # 320 MB
+    script = "from t1_edge.machine import peak_resident_bytes as peak; print(peak())"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert int(found.stdout) < large.nbytes / 2
 
 
 def test_what_is_measured_is_plausible() -> None:
