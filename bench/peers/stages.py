@@ -32,8 +32,8 @@ class Stage:
     Attributes:
         what: As the export said when it began.
         seconds: Until the next was seen to begin.
-        peak_resident: Most bytes that its processes had resident together; 0 if it was over before
-            anybody looked.
+        peak_resident: Most bytes that its processes had resident together; of a stage that was over
+            before anybody looked, what the last look before it found.
     """
 
     what: str
@@ -51,14 +51,14 @@ def stages(log: bytes, taken: Taken) -> list[Stage]:
     begun = [("beginning", 0), *((m[1].decode(), m.end()) for m in _BEGINNING.finditer(log))]
     ends = [said for _, said in begun[1:]]
     found = []
-    start = 0.0
+    start, resident = 0.0, 0
     for (what, said), following in zip(begun, [*ends, len(log) + 1], strict=True):
         looks = [look for look in taken.looks if said <= look.said < following]
         after = [look.at for look in taken.looks if look.said >= following]
         stop = after[0] if after else taken.seconds
-        peak = max((look.resident for look in looks), default=0)
+        peak = max((look.resident for look in looks), default=resident)
         found.append(Stage(what=what, seconds=stop - start, peak_resident=peak))
-        start = stop
+        start, resident = stop, looks[-1].resident if looks else resident
     return found
 
 

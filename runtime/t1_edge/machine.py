@@ -72,10 +72,7 @@ def has_vnni() -> bool:
 
     Linux says so; elsewhere a processor may have VNNI and not be known to.
     """
-    with suppress(OSError):
-        found = _CPU_INFO.read_text(encoding="utf-8").split()
-        return not {"avx512_vnni", "avx_vnni"}.isdisjoint(found)
-    return False
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_field(_CPU_INFO, "flags").split())
 
 
 def available_threads() -> int:
@@ -126,10 +123,8 @@ def peak_resident_bytes() -> int:
     import resource
 
     # Linux lets a process begin with the peak of the one that made it, in getrusage alone.
-    with suppress(OSError):
-        for line in _STATUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if found := _field(_STATUS, "VmHWM"):
+        return int(found.removesuffix("kB")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -177,8 +172,13 @@ def _quota() -> int:
 
 
 def _processor_name() -> str:
+    return _field(_CPU_INFO, "model name") or platform.processor()
+
+
+def _field(path: Path, name: str) -> str:
+    """The first value of a name in a file of /proc; "" without one, or without /proc."""
     with suppress(OSError):
-        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith(name):
                 return line.partition(":")[2].strip()
-    return platform.processor()
+    return ""

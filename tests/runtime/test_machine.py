@@ -115,7 +115,6 @@ def test_a_forked_process_has_its_cores() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="where a process begins with another's peak")
 def test_a_process_does_not_begin_with_the_peak_of_another() -> None:
     large = np.ones(40 * 2**20)  # 320 MB
     script = "from t1_edge.machine import peak_resident_bytes as peak; print(peak())"
