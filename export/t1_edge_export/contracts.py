@@ -38,6 +38,8 @@ def find_contract(name_or_path: str) -> Contract:
     if name_or_path in NAMES:
         return _complete({"base": name_or_path}, f"preset {name_or_path}")
     path = Path(name_or_path)
+    if path.suffix not in (".toml", ".json") and os.path.isfile(path):
+        raise ContractError(f"{path} is no contract: give a .toml or .json file")
     if not os.path.isfile(path):  # false for a path that is too long, where Path raises
         known = ", ".join(NAMES)
         raise ContractError(f"no contract {name_or_path!r}: presets are {known}; or give a file")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from t1_edge.build import Build
+from t1_edge.build import GGUF_MODEL, Build
 from t1_edge.cli import main
 from t1_edge.errors import ExportError
 from t1_edge_export.checkpoint import open_checkpoint
@@ -71,3 +71,19 @@ def test_the_command_says_what_it_would_do(
     found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert {part["encoding"] for part in found["tensors"]} == {"q4_0", "q8_0", "f32"}
     assert not (tmp_path / "b").exists()
+
+
+def test_the_command_refuses_what_an_export_would(
+    tiny: Callable[..., Tiny], tiny_build: Callable[..., Build], own_cache: Path
+) -> None:
+    def refusal(*arguments: str) -> str:
+        command = ["export", str(tiny("qwen3").folder), "--dry-run", *arguments]
+        found = CliRunner().invoke(main, command)
+        assert (found.exit_code, found.stdout) == (1, "")
+        return found.stderr
+
+    taken = str(tiny_build("qwen3", "portable").path)
+    assert "--force replaces it" in refusal("--output", taken)
+    assert "leave --calibration out" in refusal("--quantizer", "rtn", "--calibration", "default")
+    model = str(tiny_build("qwen3", "portable").file(GGUF_MODEL))  # no importance matrix
+    assert "model.gguf" in refusal("--calibration", model)

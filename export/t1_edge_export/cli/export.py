@@ -156,6 +156,7 @@ def export(
     from t1_edge_export.quantize.calibration import calibration_tokens, find_quantizer
     from t1_edge_export.quantize.quantizer import gptq_memory
     from t1_edge_export.sources import find_source
+    from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
     if bits is not None and target_size is not None:
@@ -180,6 +181,10 @@ def export(
     if profile == "float":
         calibration = calibration or "none"
     if dry_run:
+        tokens = calibration_tokens(
+            quantizer or "search", calibration, opened, found, save=save_statistics
+        )
+        check_free(destination, force)
         plan = make_plan(
             opened.decoder,
             opened.tokenizer,
@@ -190,7 +195,7 @@ def export(
             documents=documents,
             budget=budget,
             quantizer_memory=gptq_memory(opened.decoder) if quantizer == "gptq" else 0,
-            collected_tokens=calibration_tokens(quantizer or "search", calibration, opened, found),
+            collected_tokens=tokens,
         )
         _show(plan, as_json)
         check_room(plan)

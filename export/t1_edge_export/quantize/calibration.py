@@ -25,6 +25,9 @@ Kind = Literal["search", "gptq", "rtn"]
 DEFAULT_TEXTS: Final = Path(__file__).parent.parent / "data" / "calibration.jsonl"
 """Queries with thoughts and documents, many subjects and some languages, written for t1-edge."""
 
+_MATRIX: Final = ".gguf"
+"""How the name of an importance matrix ends; anything else is texts."""
+
 
 def find_quantizer(
     kind: Kind,
@@ -53,22 +56,10 @@ def find_quantizer(
         ExportError: If the calibration is not one of the quantizer's, nothing is collected that
             could be saved, or it cannot be saved.
     """
-    calibration = _asked(kind, calibration)
-    matrix = calibration.endswith(".gguf")
-    if kind == "rtn" and calibration != "none":
-        raise ExportError("rtn is fitted to nothing: leave --calibration out")
-    if kind == "gptq" and (calibration == "none" or matrix):
-        raise ExportError(
-            "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search"
-        )
-    if save and (kind != "search" or calibration == "none" or matrix):
-        raise ExportError(
-            "statistics are collected by the search over texts alone: none to save without "
-            "--quantizer search and texts"
-        )
+    calibration = _asked(kind, calibration, save)
     if calibration == "none":
         return ROUNDING if kind == "rtn" else SEARCH
-    if matrix:
+    if calibration.endswith(_MATRIX):
         return weighted(read_statistics(Path(calibration), checkpoint.decoder))
     path = _texts(calibration)
     rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
@@ -82,29 +73,52 @@ def find_quantizer(
 
 
 def calibration_tokens(
-    kind: Kind, calibration: str | None, checkpoint: Checkpoint, contract: Contract
+    kind: Kind,
+    calibration: str | None,
+    checkpoint: Checkpoint,
+    contract: Contract,
+    *,
+    save: Path | None = None,
 ) -> int:
     """How many tokens an export would pass through the float weights first; 0 without texts.
 
     Args:
-        kind: See `find_quantizer`, as the next three.
+        kind: See `find_quantizer`, as the rest.
         calibration: Likewise.
         checkpoint: Likewise.
         contract: Likewise.
+        save: Likewise.
 
     Raises:
-        CheckpointError: If the texts cannot be read.
+        CheckpointError: As `find_quantizer`.
+        ExportError: As `find_quantizer`.
     """
-    calibration = _asked(kind, calibration)
-    if calibration == "none" or calibration.endswith(".gguf"):
+    calibration = _asked(kind, calibration, save)
+    if calibration == "none":
+        return 0
+    if calibration.endswith(_MATRIX):
+        read_statistics(Path(calibration), checkpoint.decoder)
         return 0
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
     return sum(map(len, read_rows(_texts(calibration), codec)))
 
 
-def _asked(kind: Kind, calibration: str | None) -> str:
-    """What is asked for, or what a quantizer is fitted to where nobody says."""
-    return calibration or ("none" if kind == "rtn" else "default")
+def _asked(kind: Kind, calibration: str | None, save: Path | None) -> str:
+    """What is asked for, or what a quantizer is fitted to where nobody says; if it can be."""
+    asked = calibration or ("none" if kind == "rtn" else "default")
+    texts = asked != "none" and not asked.endswith(_MATRIX)
+    if kind == "rtn" and asked != "none":
+        raise ExportError("rtn is fitted to nothing: leave --calibration out")
+    if kind == "gptq" and not texts:
+        raise ExportError(
+            "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search"
+        )
+    if save and not (kind == "search" and texts):
+        raise ExportError(
+            "statistics are collected by the search over texts alone: none to save without "
+            "--quantizer search and texts"
+        )
+    return asked
 
 
 def _texts(calibration: str) -> Path:
