@@ -189,6 +189,13 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, output: Path, name: str) -
     assert "is no checkpoint: give a Hugging Face folder" in error
 
 
+def test_a_folder_that_holds_a_gguf_alone(tmp_path: Path, output: Path) -> None:
+    folder = tmp_path / "in" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "weights.gguf").write_bytes(b"GGUF")
+    assert f"give the file, as {folder / 'weights.gguf'}" in _refused(folder, output)
+
+
 @pytest.mark.parametrize("size", [0, 30, 3000, 100_000])
 def test_a_gguf_that_is_cut_off(tiny_gguf: Callable[..., Path], output: Path, size: int) -> None:
     path = tiny_gguf()
