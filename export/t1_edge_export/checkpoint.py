@@ -66,12 +66,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: If it is neither, or is damaged.
     """
     from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
-    from t1_edge_export.hf_checkpoint import CONFIG, HuggingFaceCheckpoint
+    from t1_edge_export.hf_checkpoint import HuggingFaceCheckpoint
 
     if path.is_dir():
-        held = sorted(path.glob("*.gguf"))
-        if held and not (path / CONFIG).exists():
-            raise CheckpointError(f"{path} is no Hugging Face folder: give the file, as {held[0]}")
         return HuggingFaceCheckpoint(path)
     if path.suffix == ".gguf" and path.is_file():
         return GGUFCheckpoint(path)

@@ -111,6 +111,18 @@ def check_cuda(formats: Collection[Format], profile: Profile) -> None:
         )
 
 
+def check_float(profile: Profile, *, calibrated: bool) -> None:
+    """Whether a profile has a use for a quantizer that is fitted, or rounds plainly.
+
+    Raises:
+        ExportError: If it is float.
+    """
+    if profile == "float" and calibrated:
+        raise ExportError(
+            "the profile float rounds nothing: leave --calibration and --quantizer out"
+        )
+
+
 def check_documents(formats: Collection[Format], profile: Profile) -> None:
     """Whether a graph for documents can be written beside what these formats hold.
 

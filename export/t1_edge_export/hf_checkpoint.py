@@ -113,9 +113,11 @@ def read_decoder(folder: Path) -> Decoder:
             supported.
     """
     if not os.path.isfile(folder / CONFIG):  # false where Path raises: a name that is too long
+        held = sorted(path.name for path in folder.glob("*.gguf"))
+        which = f", as {held[0]}, which lies there" if held else ""
         raise CheckpointError(
             f"{folder} is no Hugging Face folder: it has no config.json; give a folder with "
-            "config.json, safetensors and tokenizer.json, or a .gguf file"
+            f"config.json, safetensors and tokenizer.json, or a .gguf file{which}"
         )
     return decoder_from_config(_read_json(folder / CONFIG), str(folder / CONFIG))
 

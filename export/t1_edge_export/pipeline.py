@@ -31,7 +31,6 @@ from t1_edge.build import (
 )
 from t1_edge.contract import Codec, Contract
 from t1_edge.engines.opening import require
-from t1_edge.errors import ExportError
 from t1_edge.machine import free_memory
 from t1_edge.tokenization import TextTokenizer
 from t1_edge.verification import Verification
@@ -48,6 +47,7 @@ from t1_edge_export.decoder import (
 from t1_edge_export.formats import (
     check_cuda,
     check_documents,
+    check_float,
     check_native,
     choose_encodings,
     open_container,
@@ -177,8 +177,7 @@ def export(
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
-    if request.profile == "float" and request.quantizer.calibration:
-        raise ExportError("the profile float rounds nothing: leave the calibration out")
+    check_float(request.profile, calibrated=bool(request.quantizer.calibration))
     check(checkpoint, request)
     checkpoint = with_tokens(checkpoint, request.contract)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))

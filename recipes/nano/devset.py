@@ -3,60 +3,71 @@
     python -m recipes.nano.devset --data DATA
     python -m recipes.nano.evaluate --bench DATA --set dev --build BUILD --out results.jsonl
 
-The folder is one that every bench of t1-edge reads. Questions and documents are whole, as they are
-not in the dev figures of training.
+The folder is one that every bench of t1-edge reads. Questions and documents are as long as in the
+stream, of which training reads the beginnings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.nano.data import Example, groups, read_examples, write_lines
+from recipes.nano.data import groups, kept_positives, read_examples, write_lines
+
+QUESTIONS: Final = 100
+"""Most of a set."""
+
+DISTRACTORS: Final = 2000
 
 
-def choose(
-    examples: Sequence[Example], documents: int, *, most: int, distractors: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Dev questions, and what to find their answers among; the same ones always.
+def draw(folder: Path) -> tuple[Mapping[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Dev questions with their answers, and what to find these among; the same ones always.
 
     Args:
-        examples: Of the stream.
-        documents: How many the stream has.
-        most: Questions of a set.
-        distractors: Documents of all sets that answer none of these questions; fewer where there
-            are not so many.
+        folder: Of the stream, with what teacher.py chose.
 
     Returns:
-        Places of questions among the examples, int64 [q], and lines of documents.jsonl, int64 [n].
+        Lines of documents.jsonl: those that answer a question, int64 [a], by its text; and all that
+        are searched, int64 [n], up to `DISTRACTORS` of which answer none of the questions.
+
+    Raises:
+        ValueError: If the stream has no dev questions.
     """
-    rng = np.random.default_rng(0)
+    texts, examples = read_examples(folder)
+    kept = kept_positives(folder, examples)
     parts = [members for name, members in groups(examples) if name.endswith(" dev")]
-    drawn = [rng.choice(members, min(most, len(members)), replace=False) for members in parts]
-    questions = np.sort(np.concatenate(drawn))
-    answers = np.unique(np.concatenate([examples[at].positives for at in questions]))
-    others = np.setdiff1d(np.arange(documents), answers)
-    more = rng.choice(others, min(distractors, len(others)), replace=False)
-    return questions, np.sort(np.concatenate([answers, more]))
+    if not parts:
+        raise ValueError(f"{folder} has no dev questions")
+    answers: dict[str, NDArray[np.int64]] = {}
+    for at in np.concatenate(parts):  # a question may stand in two sets
+        known = answers.get(examples[at].query, np.zeros(0, np.int64))
+        answers[examples[at].query] = np.union1d(known, kept[at])
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(part, min(QUESTIONS, len(part)), replace=False) for part in parts]
+    questions = {
+        examples[at].query: answers[examples[at].query] for at in np.sort(np.concatenate(drawn))
+    }
+    own = np.unique(np.concatenate([*questions.values()]))
+    others = np.setdiff1d(np.arange(len(texts)), own)
+    more = rng.choice(others, min(DISTRACTORS, len(others)), replace=False)
+    return questions, np.sort(np.concatenate([own, more]))
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--most", default=100, show_default=True, help="Questions of a set.")
-@click.option("--distractors", default=2000, show_default=True)
-def main(data: Path, most: int, distractors: int) -> None:
+def main(data: Path) -> None:
     """Write DATA/dev."""
-    texts, examples = read_examples(data)
-    questions, documents = choose(examples, len(texts), most=most, distractors=distractors)
+    texts, _ = read_examples(data)
+    questions, documents = draw(data)
     folder = data / "dev"
     folder.mkdir(exist_ok=True)
     write_lines(folder / "corpus.jsonl", ({"_id": str(at), "text": texts[at]} for at in documents))
-    write_lines(
-        folder / "queries.jsonl", ({"_id": str(at), "text": examples[at].query} for at in questions)
-    )
-    judged = [f"{at}\t{line}\t1\n" for at in questions for line in examples[at].positives]
+    queries = [{"_id": str(at), "text": text} for at, text in enumerate(questions)]
+    write_lines(folder / "queries.jsonl", queries)
+    judged = [f"{at}\t{line}\t1\n" for at, lines in enumerate(questions.values()) for line in lines]
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged))
     click.echo(f"{len(questions)} questions, {len(documents)} documents")
 

@@ -79,7 +79,7 @@ def task(name: str, bench: Path, limit: int | None) -> Task:
     """A bench set, or the project's own questions.
 
     Args:
-        name: One of `SETS`, or `PYDOC`.
+        name: `PYDOC`, or a folder in `bench`, as `SETS` are.
         bench: Folder of the sets.
         limit: Take the first so many questions.
     """

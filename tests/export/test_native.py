@@ -177,7 +177,9 @@ def test_native_onnx_is_gptq_with_layers_at_8_bits(
     assert manifest.profile == "native"
     assert manifest.calibration.startswith("GPTQ ")
     assert manifest.eight_bit
-    done = CliRunner().invoke(main, [*command, "--format", "gguf", "--dry-run", "--json"])
+    done = CliRunner().invoke(
+        main, [*command, "--format", "gguf", "--dry-run", "--json", "--force"]
+    )
     planned = {part["encoding"]: part["count"] for part in json.loads(done.stdout)["tensors"]}
     assert planned == {"q8_0": 1 + 3 + 1, "q5_0": 3 * 7 - 4, "f32": 7}
 

@@ -85,5 +85,9 @@ def test_the_command_refuses_what_an_export_would(
     taken = str(tiny_build("qwen3", "portable").path)
     assert "--force replaces it" in refusal("--output", taken)
     assert "leave --calibration out" in refusal("--quantizer", "rtn", "--calibration", "default")
-    model = str(tiny_build("qwen3", "portable").file(GGUF_MODEL))  # no importance matrix
-    assert "model.gguf" in refusal("--calibration", model)
+    assert "rounds nothing" in refusal("--profile", "float", "--quantizer", "rtn")
+    assert "none to save" in refusal("--calibration", "none", "--save-statistics", "s.gguf")
+    model = str(tiny_build("qwen3", "portable").file(GGUF_MODEL))
+    assert "it is no importance matrix" in refusal("--calibration", model)
+    command = ["export", str(tiny("qwen3").folder), "--dry-run", "--output", taken, "--force"]
+    assert CliRunner().invoke(main, command).exit_code == 0

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from recipes.nano.average import average
 from recipes.nano.config import Config, read_config
-from recipes.nano.data import Example, Pair, split, write_lines
-from recipes.nano.devset import main as write_devset
+from recipes.nano.data import Pair, split
 from recipes.nano.evaluate import Measured, Task, measure
 from recipes.nano.keywords import main as write_keywords
 from recipes.nano.learner import Learner
@@ -26,7 +25,7 @@ from recipes.nano.stream import Stream, cut
 from recipes.nano.thoughts import Reader
 from scripted import scripted_encoder
 from t1_edge.contract import Codec
-from t1_edge_bench.datasets import Dataset, Text, load
+from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.search import Searcher
 from t1_edge_export.adapter import with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
@@ -295,25 +294,6 @@ def test_train_and_dev_share_nothing() -> None:
     }
     assert parts["dev"]
     assert not parts["train"] & parts["dev"]
-
-
-def test_the_dev_set_is_one_that_the_bench_reads(tmp_path: Path) -> None:
-    dev = [
-        Example(set=name, part="dev", query=f"{name} {at}?", positives=(at, at + 1))
-        for name, at in (("a", 0), ("a", 4), ("b", 12))
-    ]
-    trained = Example(set="a", part="train", query="a 8?", positives=(8,))
-    examples = [*dev[:2], trained, *dev[2:]]
-    write_lines(tmp_path / "documents.jsonl", ({"text": f"line {at}"} for at in range(20)))
-    write_lines(tmp_path / "examples.jsonl", examples)
-    found = CliRunner().invoke(write_devset, ["--data", str(tmp_path), "--distractors", "5"])
-    assert (found.exit_code, found.output) == (0, "3 questions, 11 documents\n")
-    data = load(tmp_path / "dev")
-    assert [query.text for query in data.queries] == ["a 0?", "a 4?", "b 12?"]
-    texts = {document.id: document.text for document in data.documents}
-    assert {text for id, text in texts.items() if id in data.qrels["3"]} == {"line 12", "line 13"}
-    first = CliRunner().invoke(write_devset, ["--data", str(tmp_path), "--most", "1"])
-    assert first.output == "2 questions, 20 documents\n"  # all others distract
 
 
 def test_keywords_are_those_of_kept_answers(student: Made, stream: Stream, tmp_path: Path) -> None:

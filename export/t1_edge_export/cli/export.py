@@ -114,7 +114,9 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option("--force", is_flag=True, help="Replace a build that stands there.")
 @click.option("--resume", is_flag=True, help="Go on where an export that was interrupted stood.")
 @click.option(
-    "--dry-run", is_flag=True, help="Say what would be written, and what it takes; write nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be written, and what it takes, or why not; write nothing.",
 )
 @click.option("--allow-drift", is_flag=True, help="Publish a build that misses its bounds.")
 @options.as_json
@@ -148,7 +150,7 @@ def export(
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.contracts import contract_beside, find_contract
-    from t1_edge_export.formats import check_native
+    from t1_edge_export.formats import check_float, check_native
     from t1_edge_export.pipeline import Request, check
     from t1_edge_export.pipeline import export as write
     from t1_edge_export.plan import check_room, make_plan
@@ -168,6 +170,9 @@ def export(
     budget = Budget(bits=bits, size=target_size) if asked else None
     if profile == "native":
         check_native(formats, budget=asked)
+    if profile == "float":
+        calibration = calibration or "none"
+        check_float(profile, calibrated=calibration != "none" or quantizer in ("gptq", "rtn"))
     named = find_contract(contract) if contract else None  # before gigabytes are fetched
     talk = timed_say()
     source = find_source(checkpoint, talk)
@@ -178,13 +183,11 @@ def export(
     if adapter:
         opened = with_adapter(opened, adapter)
     destination = output or build_dir(name)
-    if profile == "float":
-        calibration = calibration or "none"
     if dry_run:
+        check_free(destination, force)
         tokens = calibration_tokens(
             quantizer or "search", calibration, opened, found, save=save_statistics
         )
-        check_free(destination, force)
         plan = make_plan(
             opened.decoder,
             opened.tokenizer,

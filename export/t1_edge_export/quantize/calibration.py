@@ -25,7 +25,7 @@ Kind = Literal["search", "gptq", "rtn"]
 DEFAULT_TEXTS: Final = Path(__file__).parent.parent / "data" / "calibration.jsonl"
 """Queries with thoughts and documents, many subjects and some languages, written for t1-edge."""
 
-_MATRIX: Final = ".gguf"
+_MATRIX_SUFFIX: Final = ".gguf"
 """How the name of an importance matrix ends; anything else is texts."""
 
 
@@ -59,7 +59,7 @@ def find_quantizer(
     calibration = _asked(kind, calibration, save)
     if calibration == "none":
         return ROUNDING if kind == "rtn" else SEARCH
-    if calibration.endswith(_MATRIX):
+    if calibration.endswith(_MATRIX_SUFFIX):
         return weighted(read_statistics(Path(calibration), checkpoint.decoder))
     path = _texts(calibration)
     rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
@@ -82,6 +82,8 @@ def calibration_tokens(
 ) -> int:
     """How many tokens an export would pass through the float weights first; 0 without texts.
 
+    What `find_quantizer` would refuse is refused.
+
     Args:
         kind: See `find_quantizer`, as the rest.
         calibration: Likewise.
@@ -90,13 +92,16 @@ def calibration_tokens(
         save: Likewise.
 
     Raises:
-        CheckpointError: As `find_quantizer`.
-        ExportError: As `find_quantizer`.
+        CheckpointError: If a file is damaged, or of another model.
+        ExportError: If the calibration is not one of the quantizer's, or nothing is collected that
+            could be saved.
+        InputError: If a text holds a lone surrogate.
+        MissingExtraError: If the gguf package is not installed, which reads a matrix.
     """
     calibration = _asked(kind, calibration, save)
     if calibration == "none":
         return 0
-    if calibration.endswith(_MATRIX):
+    if calibration.endswith(_MATRIX_SUFFIX):
         read_statistics(Path(calibration), checkpoint.decoder)
         return 0
     codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
@@ -106,7 +111,7 @@ def calibration_tokens(
 def _asked(kind: Kind, calibration: str | None, save: Path | None) -> str:
     """What is asked for, or what a quantizer is fitted to where nobody says; if it can be."""
     asked = calibration or ("none" if kind == "rtn" else "default")
-    texts = asked != "none" and not asked.endswith(_MATRIX)
+    texts = asked != "none" and not asked.endswith(_MATRIX_SUFFIX)
     if kind == "rtn" and asked != "none":
         raise ExportError("rtn is fitted to nothing: leave --calibration out")
     if kind == "gptq" and not texts:

@@ -156,7 +156,11 @@ def read_statistics(path: Path, decoder: Decoder) -> Statistics:
         MissingExtraError: If the gguf package is not installed.
     """
     file = open_gguf(path)
-    stored = {name: t.rows(0, t.shape[0]).reshape(-1) for name, t in file.tensors.items()}
+    stored = {
+        name: tensor.rows(0, tensor.shape[0]).reshape(-1)
+        for name, tensor in file.tensors.items()
+        if name.endswith((_SQUARES, _COUNTS))  # a model's are gigabytes
+    }
     names = gguf_names(decoder)
     linear = list(linear_layers(decoder))
     counts = [stored.get(names[spec.name] + _COUNTS, np.zeros(1, np.float32)) for spec in linear]
