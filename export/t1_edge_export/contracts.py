@@ -38,8 +38,6 @@ def find_contract(name_or_path: str) -> Contract:
     if name_or_path in NAMES:
         return _complete({"base": name_or_path}, f"preset {name_or_path}")
     path = Path(name_or_path)
-    if path.suffix not in (".toml", ".json") and os.path.isfile(path):
-        raise ContractError(f"{path} is no contract: give a .toml or .json file")
     if not os.path.isfile(path):  # false for a path that is too long, where Path raises
         known = ", ".join(NAMES)
         raise ContractError(f"no contract {name_or_path!r}: presets are {known}; or give a file")
@@ -89,7 +87,9 @@ def _fields(path: Path) -> dict[str, Any]:
     except OSError as e:
         raise ContractError(f"cannot read {path}: {e.strerror}") from e
     except (msgspec.MsgspecError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ContractError(f"{path} is no contract: {e}") from e
+        known = path.suffix in (".toml", ".json")
+        taken = "" if known else "; it is read as JSON, for it is not called .toml"
+        raise ContractError(f"{path} is no contract: {e}{taken}") from e
     return _of_manifest(found, path) if "schema" in found else found
 
 
