@@ -121,6 +121,7 @@ def check(checkpoint: Checkpoint, request: Request) -> None:
         ExportError: See `export`.
         MissingExtraError: See `export`.
     """
+    check_float(request.profile, calibrated=bool(request.quantizer.calibration))
     if request.profile == "native":
         check_native(request.formats, budget=request.budget is not None)
     if request.cuda:
@@ -177,7 +178,6 @@ def export(
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
-    check_float(request.profile, calibrated=bool(request.quantizer.calibration))
     check(checkpoint, request)
     checkpoint = with_tokens(checkpoint, request.contract)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))

@@ -282,6 +282,18 @@ def kept_positives(folder: Path, examples: Sequence[Example]) -> list[NDArray[np
     return [np.array(e.positives)[part] for e, part in zip(examples, parts, strict=True)]
 
 
+def draw_distractors(answers: NDArray[np.int64], documents: int, count: int) -> NDArray[np.int64]:
+    """Documents that answer nothing, drawn from all there are; the same ones always.
+
+    Args:
+        answers: Lines of documents.jsonl that are left out.
+        documents: How many the stream has.
+        count: How many are drawn.
+    """
+    others = np.setdiff1d(np.arange(documents), answers)
+    return np.random.default_rng(0).choice(others, count, replace=False)
+
+
 def groups(examples: Sequence[Example]) -> Iterator[tuple[str, list[int]]]:
     """Each set's part by its name, "set part", with the places of its examples."""
     for key in sorted({(e.set, e.part) for e in examples}):

@@ -7,7 +7,8 @@ The folder is one that every bench of t1-edge reads. Questions and documents are
 stream, of which training reads the beginnings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.nano.data import groups, kept_positives, read_examples, write_lines
+from recipes.nano.data import (
+    Example,
+    draw_distractors,
+    groups,
+    kept_positives,
+    read_examples,
+    write_lines,
+)
 
 QUESTIONS: Final = 100
 """Most of a set."""
@@ -23,11 +31,15 @@ QUESTIONS: Final = 100
 DISTRACTORS: Final = 2000
 
 
-def draw(folder: Path) -> tuple[Mapping[str, NDArray[np.int64]], NDArray[np.int64]]:
+def draw(
+    examples: Sequence[Example], kept: Sequence[NDArray[np.int64]], documents: int
+) -> tuple[Mapping[str, NDArray[np.int64]], NDArray[np.int64]]:
     """Dev questions with their answers, and what to find these among; the same ones always.
 
     Args:
-        folder: Of the stream, with what teacher.py chose.
+        examples: Of the stream.
+        kept: What teacher.py chose of their answers, see `kept_positives`.
+        documents: How many the stream has.
 
     Returns:
         Lines of documents.jsonl: those that answer a question, int64 [a], by its text; and all that
@@ -36,23 +48,17 @@ def draw(folder: Path) -> tuple[Mapping[str, NDArray[np.int64]], NDArray[np.int6
     Raises:
         ValueError: If the stream has no dev questions.
     """
-    texts, examples = read_examples(folder)
-    kept = kept_positives(folder, examples)
     parts = [members for name, members in groups(examples) if name.endswith(" dev")]
     if not parts:
-        raise ValueError(f"{folder} has no dev questions")
+        raise ValueError("the stream has no dev questions")
     answers: dict[str, NDArray[np.int64]] = {}
-    for at in np.concatenate(parts):  # a question may stand in two sets
+    for at in chain.from_iterable(parts):  # a question may stand in two sets
         known = answers.get(examples[at].query, np.zeros(0, np.int64))
         answers[examples[at].query] = np.union1d(known, kept[at])
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(part, min(QUESTIONS, len(part)), replace=False) for part in parts]
-    questions = {
-        examples[at].query: answers[examples[at].query] for at in np.sort(np.concatenate(drawn))
-    }
+    chosen = sorted(chain.from_iterable(members[:QUESTIONS] for members in parts))
+    questions = {examples[at].query: answers[examples[at].query] for at in chosen}
     own = np.unique(np.concatenate([*questions.values()]))
-    others = np.setdiff1d(np.arange(len(texts)), own)
-    more = rng.choice(others, min(DISTRACTORS, len(others)), replace=False)
+    more = draw_distractors(own, documents, min(DISTRACTORS, documents - len(own)))
     return questions, np.sort(np.concatenate([own, more]))
 
 
@@ -60,8 +66,8 @@ def draw(folder: Path) -> tuple[Mapping[str, NDArray[np.int64]], NDArray[np.int6
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 def main(data: Path) -> None:
     """Write DATA/dev."""
-    texts, _ = read_examples(data)
-    questions, documents = draw(data)
+    texts, examples = read_examples(data)
+    questions, documents = draw(examples, kept_positives(data, examples), len(texts))
     folder = data / "dev"
     folder.mkdir(exist_ok=True)
     write_lines(folder / "corpus.jsonl", ({"_id": str(at), "text": texts[at]} for at in documents))

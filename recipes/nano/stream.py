@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.nano.data import kept_positives, read_examples
+from recipes.nano.data import draw_distractors, kept_positives, read_examples
 from recipes.nano.ranks import best_ranks
 from recipes.nano.wording import Wording, draw_wording, read_keywords
 from t1_edge.contract import Codec
@@ -217,9 +217,7 @@ class Stream:
         chosen = [members[:most] for members in self._parts["dev"].values()]
         examples = np.concatenate(chosen)
         own = np.unique(np.concatenate([self.examples[at].positives for at in examples]))
-        others = np.setdiff1d(np.arange(len(self.documents)), own)
-        drawn = np.random.default_rng(0).choice(others, distractors, replace=False)
-        documents = np.concatenate([own, drawn])
+        documents = np.concatenate([own, draw_distractors(own, len(self.documents), distractors)])
         return Pool(
             sets=[self.examples[at].set for at in examples],
             examples=examples,

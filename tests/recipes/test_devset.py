@@ -38,10 +38,7 @@ def test_the_dev_set_is_one_that_the_bench_reads(
     assert write() == data
 
 
-def test_a_stream_without_dev_questions_is_named(tmp_path: Path) -> None:
+def test_a_stream_without_dev_questions_is_named() -> None:
     trained = Example(set="a", part="train", query="query?", positives=(0,))
-    write_lines(tmp_path / "documents.jsonl", [{"text": "line"}])
-    write_lines(tmp_path / "examples.jsonl", [trained])
-    np.save(tmp_path / POSITIVES, np.array([True]))
     with pytest.raises(ValueError, match="has no dev questions"):
-        draw(tmp_path)
+        draw([trained], [np.array([0])], 1)
