@@ -1,9 +1,11 @@
 """Mixed work for as long as one likes, and what memory it leaves: each engine in its own process.
 
 Several threads call one encoder with everything that it can do, errors of the caller's included.
-Every so often they pause, and what is resident then is what stays, not what a batch needs.
+Every so often they pause, and what is resident then is what stays, not what a batch needs: the
+heaps give back what is free in them first, for how full their pages are is chance.
 """
 
+import ctypes
 import multiprocessing
 import os
 import random
@@ -53,7 +55,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         seconds: Since the work began.
-        resident: Bytes that the process had in memory.
+        resident: Bytes that the process had in memory, without what was free in its heaps where
+            the C library gives that back (glibc).
         open_files: File descriptors that it had.
         operations: Calls that had ended.
     """
@@ -190,6 +193,7 @@ def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
         for number in range(1, _ROUNDS + 1):
             until = began + seconds * number / _ROUNDS
             list(pool.map(_Caller.work, callers, repeat(until)))
+            _give_back_free_pages()
             samples.append(
                 Sample(
                     seconds=time.monotonic() - began,
@@ -199,6 +203,12 @@ def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
                 )
             )
     return samples
+
+
+def _give_back_free_pages() -> None:
+    """Leave resident what is in use: four threads' heaps have holes, which come and go."""
+    with suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _total(callers: Sequence["_Caller"]) -> Counter[str]:
