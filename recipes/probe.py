@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from t1_edge.build import Decoder, Source
 from t1_edge.contract import Contract
 from t1_edge_export.decoder import tensors
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
+from t1_edge_export.request import Request
 
 _DECODER: Final = Decoder(
     family="llama",

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from t1_edge_export import weights
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
+from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT
 
 

@@ -13,9 +13,10 @@ import pytest
 from t1_edge.build import Build, Profile
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.models import MODELS
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import pull
+from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Family, Tiny, random_model, tokenizer_json
 
 

@@ -22,9 +22,10 @@ from t1_edge.contract import Contract
 from t1_edge.errors import BuildError
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.models import MODELS
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.quantize.quantizer import SEARCH
+from t1_edge_export.request import Request
 
 _NANO: Final = MODELS["nano"]
 

@@ -75,16 +75,50 @@ def require_writer(format: Format) -> None:
         raise MissingExtraError(format, "export")
 
 
-def check_native(formats: Collection[Format], *, budget: bool) -> None:
-    """Whether a build of the profile `native` can hold what is asked for.
+def check_profile(
+    profile: Profile,
+    formats: Collection[Format],
+    *,
+    budget: bool,
+    fitted: bool,
+    packs: bool,
+    cuda: bool,
+    documents: bool,
+) -> None:
+    """Whether a build of a profile can hold what is asked for.
 
     Args:
+        profile: How it is quantized.
         formats: What is written.
         budget: Whether there is one.
+        fitted: Whether weights are rounded by more than the plain search.
+        packs: Whether the quantizer rounds to llama.cpp's own blocks too.
+        cuda: With ONNX's graph for CUDA.
+        documents: With ONNX's graph for documents.
 
     Raises:
         ExportError: If it cannot.
     """
+    if profile == "float":
+        _check_float(budget=budget, fitted=fitted)
+    if profile == "native":
+        _check_native(formats, budget=budget, packs=packs)
+    if cuda:
+        _check_cuda(formats, profile)
+    if documents:
+        _check_documents(formats, profile)
+
+
+def _check_float(*, budget: bool, fitted: bool) -> None:
+    if budget:
+        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
+    if fitted:
+        raise ExportError(
+            "the profile float rounds nothing: leave --calibration and --quantizer out"
+        )
+
+
+def _check_native(formats: Collection[Format], *, budget: bool, packs: bool) -> None:
     if len(formats) != 1:
         raise ExportError(
             "native weights are one engine's, and so are the vectors that they make: ask for one "
@@ -94,14 +128,14 @@ def check_native(formats: Collection[Format], *, budget: bool) -> None:
         raise ExportError("native's GGUF is llama.cpp's Q4_K_M: leave --bits and --target-size out")
     if not budget and "onnx" in formats:
         raise ExportError("native's ONNX gives 8 bits to some layers: say how many, --bits 5")
+    if not packs and "gguf" in formats:
+        raise ExportError(
+            "the blocks of native's GGUF are rounded by llama.cpp's own search: leave --quantizer "
+            "out"
+        )
 
 
-def check_cuda(formats: Collection[Format], profile: Profile) -> None:
-    """Whether a graph for CUDA can be written over what these formats hold.
-
-    Raises:
-        ExportError: If not.
-    """
+def _check_cuda(formats: Collection[Format], profile: Profile) -> None:
     if "onnx" not in formats:
         raise ExportError("the graph for CUDA reads ONNX's weights: ask for the format onnx")
     if profile == "float":
@@ -111,24 +145,7 @@ def check_cuda(formats: Collection[Format], profile: Profile) -> None:
         )
 
 
-def check_float(profile: Profile, *, calibrated: bool) -> None:
-    """Whether a profile has a use for a quantizer that is fitted, or rounds plainly.
-
-    Raises:
-        ExportError: If it is float.
-    """
-    if profile == "float" and calibrated:
-        raise ExportError(
-            "the profile float rounds nothing: leave --calibration and --quantizer out"
-        )
-
-
-def check_documents(formats: Collection[Format], profile: Profile) -> None:
-    """Whether a graph for documents can be written beside what these formats hold.
-
-    Raises:
-        ExportError: If not.
-    """
+def _check_documents(formats: Collection[Format], profile: Profile) -> None:
     if "onnx" not in formats:
         raise ExportError("the graph for documents stands beside ONNX's: ask for the format onnx")
     if profile == "float":

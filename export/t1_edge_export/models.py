@@ -13,12 +13,12 @@ from t1_edge.errors import BuildError, ExportError, MissingExtraError
 from t1_edge_export.adapter import merged_sha256, with_adapter
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.formats import require_writer
-from t1_edge_export.pipeline import Request
 from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import WHEELS, pull
 from t1_edge_export.quantize.quantizer import Quantizer, weighted
 from t1_edge_export.quantize.statistics import read_statistics
+from t1_edge_export.request import Request
 from t1_edge_export.vocabulary import with_tokens
 
 STATISTICS: Final = "statistics.gguf"

@@ -1,12 +1,10 @@
 """Checkpoint to build: one pass over the tensors, every container fed from the same slabs."""
 
 import hashlib
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,131 +21,34 @@ from t1_edge.build import (
     SCHEMA,
     TOKENIZER,
     Build,
-    Format,
     Manifest,
-    Profile,
     file_entry,
     fingerprint,
 )
-from t1_edge.contract import Codec, Contract
-from t1_edge.engines.opening import require
-from t1_edge.machine import free_memory
+from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer
 from t1_edge.verification import Verification
 from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import (
-    linear_layers,
-    linear_weight_count,
-    tensors,
-    weight_count,
-)
-from t1_edge_export.formats import (
-    check_cuda,
-    check_documents,
-    check_float,
-    check_native,
-    choose_encodings,
-    open_container,
-    read_back,
-    require_writer,
-)
+from t1_edge_export.decoder import linear_weight_count, weight_count
+from t1_edge_export.formats import choose_encodings, open_container, read_back
 from t1_edge_export.gate import measure
-from t1_edge_export.gguf_metadata import gguf_metadata, tensor_bytes
 from t1_edge_export.onnx_documents import write_documents
 from t1_edge_export.onnx_layout import LAYOUT
-from t1_edge_export.plan import memory_to_export
-from t1_edge_export.precision import Budget, choose_eight_bit, eight_bit_layers, find_limit
-from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
+from t1_edge_export.plan import check_room, make_plan
+from t1_edge_export.precision import choose_eight_bit, eight_bit_layers, find_limit
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
-from t1_edge_export.room import check_disk, check_memory, nearest_folder
-from t1_edge_export.staging import Staging, check_free, staged
+from t1_edge_export.request import Request, check_request
+from t1_edge_export.staging import Staging, staged
 from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, set_trial
 from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights
 
 Float32Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to export.
-
-    Attributes:
-        name: Name of the build.
-        destination: The directory to publish.
-        contract: How text becomes tokens and a vector.
-        formats: Engines to write for.
-        profile: How to quantize.
-        quantizer: How the linear layers are rounded; a new one for each export.
-        budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
-            as fit. All of them have 4 if None.
-        cuda: Write ONNX's graph for CUDA too. The gate does not run it.
-        documents: Write ONNX's graph for documents too, whose weights are as large again and more.
-        force: Replace a build that stands at the destination.
-        resume: Go on where an export that was interrupted stood; if None, where that was of the
-            same request.
-        allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
-    """
-
-    name: str
-    destination: Path
-    contract: Contract
-    formats: Sequence[Format] = ("onnx", "gguf")
-    profile: Profile = "portable"
-    quantizer: Quantizer = SEARCH
-    budget: Budget | None = None
-    cuda: bool = False
-    documents: bool = False
-    force: bool = False
-    resume: bool | None = False
-    allow_drift: bool = False
-
-
-def check(checkpoint: Checkpoint, request: Request) -> None:
-    """Whether an export may be begun: all that shows before a weight is read.
-
-    Args:
-        checkpoint: The float weights.
-        request: What to make of them.
-
-    Raises:
-        CheckpointError: If the checkpoint's tokenizer is damaged, or the profile cannot hold it.
-        ContractError: If the checkpoint lacks a token that the contract does not let be added.
-        ExportError: See `export`.
-        MissingExtraError: See `export`.
-    """
-    check_float(request.profile, calibrated=bool(request.quantizer.calibration))
-    if request.profile == "native":
-        check_native(request.formats, budget=request.budget is not None)
-    if request.cuda:
-        check_cuda(request.formats, request.profile)
-    if request.documents:
-        check_documents(request.formats, request.profile)
-    for format in request.formats:
-        require(format)
-        require_writer(format)
-    check_free(request.destination, request.force)
-    checkpoint = with_tokens(checkpoint, request.contract)
-    decoder = checkpoint.decoder
-    memory = memory_to_export(decoder) + request.quantizer.memory
-    check_memory("exporting", memory, free_memory())
-    encodings = choose_encodings(decoder, request.profile, request.formats)
-    if request.budget:
-        metadata = _metadata(checkpoint, request, encodings)
-        find_limit(request.budget, decoder, request.profile, request.formats, metadata)
-    if request.resume is False:  # else its files may be there already
-        size = len(request.formats) * sum(
-            tensor_bytes(spec, encodings[spec.name]) for spec in tensors(decoder)
-        )
-        if request.documents:  # a byte a weight
-            size += sum(spec.size for spec in linear_layers(decoder))
-        parent = nearest_folder(request.destination)
-        check_disk(str(request.destination), size, shutil.disk_usage(parent).free)
 
 
 def export(
@@ -178,8 +79,10 @@ def export(
         GateError: If the build misses its bounds; nothing is published then.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
-    check(checkpoint, request)
     checkpoint = with_tokens(checkpoint, request.contract)
+    check_request(checkpoint, request)
+    plan = make_plan(checkpoint, request, quantizer_memory=request.quantizer.memory)
+    check_room(plan, resumed=request.resume is not False)
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
     with staged(
         request.destination,
@@ -238,7 +141,7 @@ def _encodings(
     plain = choose_encodings(decoder, request.profile, request.formats)
     if request.budget is None:
         return plain
-    metadata = _metadata(checkpoint, request, plain)
+    metadata = request.metadata(checkpoint, plain)
     limit = find_limit(request.budget, decoder, request.profile, request.formats, metadata)
     judged = "" if importance else ", by the weights alone"
     say(f"measuring what 4 bits cost each linear layer{judged}")
@@ -246,14 +149,6 @@ def _encodings(
         worth = by_worth(checkpoint, importance, progress=progress)
     chosen = choose_eight_bit(decoder, limit, worth)
     return choose_encodings(decoder, request.profile, request.formats, chosen)
-
-
-def _metadata(checkpoint: Checkpoint, request: Request, encodings: Mapping[str, Encoding]) -> bytes:
-    """What stands before the tensors of the GGUF, if there is to be one."""
-    if "gguf" not in request.formats:
-        return b""
-    text, source = checkpoint.tokenizer, checkpoint.source
-    return gguf_metadata(checkpoint.decoder, encodings, text, request.name, source)
 
 
 def _write(
@@ -265,7 +160,7 @@ def _write(
 ) -> str:
     """Write the files of every format; the sha256 of the quantized weights."""
     decoder = checkpoint.decoder
-    metadata = _metadata(checkpoint, request, encodings)
+    metadata = request.metadata(checkpoint, encodings)
     with ExitStack() as stack:
         containers = []
         for format in request.formats:

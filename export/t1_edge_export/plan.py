@@ -14,26 +14,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import TOKENIZER, Decoder, Format, Profile, Source
+from t1_edge.build import TOKENIZER, Decoder, Format, Source
 from t1_edge.errors import ExportError
 from t1_edge.machine import available_threads, free_memory
+from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
-from t1_edge_export.formats import (
-    check_cuda,
-    check_documents,
-    check_native,
-    choose_encodings,
-    file_sizes,
-    open_container,
-)
-from t1_edge_export.gguf_metadata import gguf_metadata
+from t1_edge_export.formats import choose_encodings, file_sizes, open_container
 from t1_edge_export.journal import Journal
-from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
+from t1_edge_export.precision import choose_eight_bit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.quantize.statistics import collecting_memory
 from t1_edge_export.reference_engine import reference_memory
+from t1_edge_export.request import Request
 from t1_edge_export.room import BASE_MEMORY, check_disk, check_memory, nearest_folder
 from t1_edge_export.slabs import SLAB_WEIGHTS
 from t1_edge_export.weights import write_weights
@@ -79,7 +73,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         memory: Bytes that are resident at most in the exporter itself.
         engine_memory: Bytes that the largest engine needs, which verifies them.
         free_memory: Bytes that there are.
-        seconds: To write the files, from a probe on random weights; GPTQ takes longer.
     """
 
     tensors: tuple[Tensors, ...]
@@ -89,7 +82,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     engine_memory: int
     free_memory: int
-    seconds: float
 
     @property
     def disk(self) -> int:
@@ -98,90 +90,102 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_plan(
-    decoder: Decoder,
-    tokenizer: str,
+    checkpoint: Checkpoint,
+    request: Request,
     *,
-    profile: Profile,
-    formats: Sequence[Format],
-    destination: Path,
-    budget: Budget | None = None,
-    cuda: bool = False,
-    documents: bool = False,
     quantizer_memory: int = 0,
     collected_tokens: int = 0,
 ) -> Plan:
-    """Plan an export.
+    """Plan an export that `check_request` refuses nothing of.
 
     Args:
-        decoder: The shape of the model, with the contract's tokens.
-        tokenizer: The text of tokenizer.json.
-        profile: How it is quantized.
-        formats: What is written.
-        destination: Where to.
-        budget: What the build may take.
-        cuda: With ONNX's graph for CUDA.
-        documents: With ONNX's graph for documents, and its weights.
+        checkpoint: The float weights, with the contract's tokens.
+        request: What to make of them.
         quantizer_memory: Bytes that the quantizer will have resident, see `Quantizer.memory`.
         collected_tokens: Tokens that statistics are collected over before.
-
-    Raises:
-        CheckpointError: If the profile cannot hold the decoder.
-        ExportError: If llama.cpp does not know the tokenizer, the destination cannot be written, or
-            the budget cannot be met, two formats are asked of the profile native, or there are no
-            weights for a graph for CUDA or documents.
     """
-    if profile == "native":
-        check_native(formats, budget=budget is not None)
-    if cuda:
-        check_cuda(formats, profile)
-    if documents:
-        check_documents(formats, profile)
+    decoder, profile, formats = checkpoint.decoder, request.profile, request.formats
     encodings = choose_encodings(decoder, profile, formats)
-    metadata = b""
-    if "gguf" in formats:
-        unknown = Source(id="", sha256="", licence="")
-        metadata = gguf_metadata(decoder, encodings, tokenizer, "", unknown)
-    if budget:
-        limit = find_limit(budget, decoder, profile, formats, metadata)
+    metadata = request.metadata(checkpoint, encodings)
+    if request.budget:
+        limit = find_limit(request.budget, decoder, profile, formats, metadata)
         chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
         encodings = choose_encodings(decoder, profile, formats, chosen)
-    files = {TOKENIZER: len(tokenizer.encode())}
+    files = {TOKENIZER: len(checkpoint.tokenizer.encode())}
     engines = []
     for format in formats:
-        sizes = file_sizes(format, decoder, encodings, metadata, cuda=cuda, documents=documents)
+        sizes = file_sizes(
+            format, decoder, encodings, metadata, cuda=request.cuda, documents=request.documents
+        )
         engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
         files |= sizes
-    parent = nearest_folder(destination)
     return Plan(
         tensors=_count(decoder, encodings),
-        within_budget=budget is not None,
+        within_budget=request.budget is not None,
         files=files,
-        free_disk=shutil.disk_usage(parent).free,
+        free_disk=shutil.disk_usage(nearest_folder(request.destination)).free,
         memory=max(
-            memory_to_export(decoder) + quantizer_memory,
+            _memory_to_export(decoder) + quantizer_memory,
             collecting_memory(decoder, collected_tokens) if collected_tokens else 0,
         ),
         engine_memory=BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),
-        seconds=_seconds(decoder, profile, formats, parent, measured=budget is not None),
     )
 
 
-def memory_to_export(decoder: Decoder) -> int:
-    """Bytes that are resident at most while a decoder is written, and then asked as reference."""
-    slabs = _SLABS_A_THREAD * available_threads() * SLAB_WEIGHTS * 4
-    writing = min(slabs, 4 * weight_count(decoder))
-    return BASE_MEMORY + max(writing, reference_memory(decoder))
+def check_room(plan: Plan, *, resumed: bool = False) -> None:
+    """Whether there is room in memory and on the disk.
 
-
-def check_room(plan: Plan) -> None:
-    """Whether there is room on the disk and in memory.
+    Args:
+        plan: What the export will need.
+        resumed: Whether some of the files may be there already; then the disk is not asked.
 
     Raises:
         ExportError: If there is not.
     """
-    check_disk("the build", plan.disk, plan.free_disk)
     check_memory("exporting", plan.memory, plan.free_memory)
+    if not resumed:
+        check_disk("the build", plan.disk, plan.free_disk)
+
+
+def seconds_to_write(checkpoint: Checkpoint, request: Request) -> float:
+    """How long the files will take: a random block of the decoder's widths is written, twice.
+
+    To the same disk, by the scale search: GPTQ takes longer.
+
+    Args:
+        checkpoint: The float weights, with the contract's tokens.
+        request: What to make of them.
+
+    Raises:
+        ExportError: If the destination cannot be written.
+    """
+    decoder, parent = checkpoint.decoder, nearest_folder(request.destination)
+    small = msgspec.structs.replace(decoder, layers=1, vocabulary=_PROBE_VOCABULARY)
+    encodings = choose_encodings(small, request.profile, request.formats)
+    seconds = 0.0
+    for _ in range(2):  # the first time compiles
+        try:
+            with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as folder:
+                began = time.perf_counter()
+                if request.budget:
+                    by_worth(_Noise(small), {})
+                _write_block(small, encodings, request.formats, Path(folder))
+                seconds = time.perf_counter() - began
+        except OSError as e:
+            raise ExportError(f"cannot write to {parent}: {e.strerror}") from e
+    weights = weight_count(decoder)
+    began = time.perf_counter()
+    hashlib.sha256(bytes(_HASHED)).hexdigest()
+    hashing = (time.perf_counter() - began) / _HASHED * 2 / available_threads()
+    return weights * (seconds / weight_count(small) + hashing)
+
+
+def _memory_to_export(decoder: Decoder) -> int:
+    """Bytes that are resident at most while a decoder is written, and then asked as reference."""
+    slabs = _SLABS_A_THREAD * available_threads() * SLAB_WEIGHTS * 4
+    writing = min(slabs, 4 * weight_count(decoder))
+    return BASE_MEMORY + max(writing, reference_memory(decoder))
 
 
 def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors, ...]:
@@ -191,35 +195,6 @@ def _count(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[Tensors
     return tuple(
         Tensors(encoding=e, count=counts[e], weights=weights[e], bits=bits(e)) for e in weights
     )
-
-
-def _seconds(
-    decoder: Decoder,
-    profile: Profile,
-    formats: Sequence[Format],
-    parent: Path,
-    *,
-    measured: bool,
-) -> float:
-    """To write a decoder: one random block of its widths is written, twice, to the same disk."""
-    small = msgspec.structs.replace(decoder, layers=1, vocabulary=_PROBE_VOCABULARY)
-    encodings = choose_encodings(small, profile, formats)
-    seconds = 0.0
-    for _ in range(2):  # the first time compiles
-        try:
-            with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as folder:
-                began = time.perf_counter()
-                if measured:
-                    by_worth(_Noise(small), {})
-                _write_block(small, encodings, formats, Path(folder))
-                seconds = time.perf_counter() - began
-        except OSError as e:
-            raise ExportError(f"cannot write to {parent}: {e.strerror}") from e
-    weights = weight_count(decoder)
-    began = time.perf_counter()
-    hashlib.sha256(bytes(_HASHED)).hexdigest()
-    hashing = (time.perf_counter() - began) / _HASHED * 2 / available_threads()
-    return weights * (seconds / weight_count(small) + hashing)
 
 
 def _write_block(

@@ -67,17 +67,14 @@ def find_limit(
     Args:
         budget: What is wanted.
         decoder: The shape of the model.
-        profile: How it is quantized.
+        profile: How it is quantized; not float, which has no budget.
         formats: What is written.
         metadata: What stands before the tensors of a GGUF; as long as it will be.
 
     Raises:
         CheckpointError: If blocks do not divide a tensor.
-        ExportError: If all layers at 4 bits are above the budget, or all at 8 below it, or the
-            profile rounds nothing.
+        ExportError: If all layers at 4 bits are above the budget, or all at 8 below it.
     """
-    if profile == "float":
-        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
     if budget.bits is not None:
         return _limit_of_bits(budget.bits, decoder)
 

@@ -14,12 +14,13 @@ from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, read_rows
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.statistics import Statistics, collect
+from t1_edge_export.request import Request
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Family, Tiny
 

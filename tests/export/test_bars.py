@@ -12,9 +12,10 @@ from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.cli.talk import bars_in_bytes
 from t1_edge_export.contracts import find_contract
 from t1_edge_export.decoder import linear_weight_count, weight_count
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize.calibration import Kind, find_quantizer
+from t1_edge_export.request import Request
 from t1_edge_export.trial import BUDGETS
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny

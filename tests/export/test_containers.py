@@ -19,8 +19,9 @@ from t1_edge_export.formats import choose_encodings
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.onnx_layout import Matrix, lay_out
 from t1_edge_export.onnx_writer import OnnxContainer
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
+from t1_edge_export.request import Request
 from tiny import KNOWN, TINY_CONTRACT, Family, Tiny
 
 Float32Array = NDArray[np.float32]

@@ -34,9 +34,11 @@ from t1_edge.golden import Golden
 from t1_edge.vectors import cosines
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.reference import Reference
+from t1_edge_export.request import Request
+from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Family, Tiny
 
 Float32Array = NDArray[np.float32]
@@ -269,16 +271,12 @@ def test_a_graph_without_its_weights_is_no_build(
         Build(tmp_path)
 
 
-def test_the_plan_has_it(cuda_build: Callable[[Family, bool], Build], tmp_path: Path) -> None:
+def test_the_plan_has_it(
+    cuda_build: Callable[[Family, bool], Build], tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
     build = cuda_build("qwen3", False)
-    plan = make_plan(
-        build.manifest.decoder,
-        build.file("tokenizer.json").read_text(encoding="utf-8"),
-        profile="portable",
-        formats=["onnx"],
-        destination=tmp_path / "x",
-        cuda=True,
-    )
+    checkpoint = with_tokens(open_checkpoint(tiny("qwen3", tied=False).folder), TINY_CONTRACT)
+    plan = make_plan(checkpoint, _request(tmp_path / "x"))
     entry = build.manifest.files[CUDA_GRAPH]
     assert plan.files[CUDA_GRAPH] == pytest.approx(entry.size, abs=200)
 

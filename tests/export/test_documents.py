@@ -30,7 +30,7 @@ from t1_edge.engines import onnx as onnx_engine
 from t1_edge.engines import race, select
 from t1_edge.engines.base import Engine
 from t1_edge.engines.opening import open_documents
-from t1_edge.errors import BuildError, DeviceError, EngineError, ExportError, GateError
+from t1_edge.errors import BuildError, DeviceError, EngineError, GateError
 from t1_edge.machine import has_vnni
 from t1_edge_export import gate, slabs
 from t1_edge_export.checkpoint import open_checkpoint
@@ -38,13 +38,15 @@ from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, read_back
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.onnx_documents import by_row, lay_out_documents
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.smoothing import Smoothing, smooth
 from t1_edge_export.quantize.statistics import Statistics
-from tiny import TINY_CONTRACT, Family, Tiny, noise_importance, tokenizer_json
+from t1_edge_export.request import Request
+from t1_edge_export.vocabulary import with_tokens
+from tiny import TINY_CONTRACT, Family, Tiny, noise_importance
 
 TEXTS = ["the water of the lake", "", "north " * 40, "a <emb_token> in the text", "weather"]
 FAMILIES = pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -60,7 +62,7 @@ def documents_build(
         path = root / family
         if path.exists():
             return Build(path)
-        checkpoint = open_checkpoint(tiny(family).folder)
+        checkpoint = with_tokens(open_checkpoint(tiny(family).folder), TINY_CONTRACT)
         statistics = Statistics(
             importance=noise_importance(checkpoint.decoder), tokens=1, dataset="noise"
         )
@@ -301,28 +303,14 @@ def test_what_cannot_have_it_is_refused(
     found = CliRunner().invoke(main, [*arguments, "--calibration", "none", "--contract", "chat"])
     assert found.exit_code == 1
     assert message in found.stderr
-    with pytest.raises(ExportError, match=message):
-        make_plan(
-            open_checkpoint(tiny("llama").folder).decoder,
-            tokenizer_json(),
-            profile=profile,  # type: ignore[arg-type]
-            formats=formats,  # type: ignore[arg-type]
-            destination=tmp_path / "x",
-            documents=True,
-        )
 
 
 def test_the_plan_knows_its_files(
-    documents_build: Callable[[Family], Build], tmp_path: Path
+    documents_build: Callable[[Family], Build], tiny: Callable[..., Tiny], tmp_path: Path
 ) -> None:
     build = documents_build("qwen3")
     plan = make_plan(
-        build.manifest.decoder,
-        (build.path / "tokenizer.json").read_text(encoding="utf-8"),
-        profile="portable",
-        formats=["onnx"],
-        destination=tmp_path / "x",
-        documents=True,
+        with_tokens(open_checkpoint(tiny("qwen3").folder), TINY_CONTRACT), _request(tmp_path / "x")
     )
     for name in (DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS):
         assert plan.files[name] == build.manifest.files[name].size

@@ -26,12 +26,13 @@ from t1_edge_export.formats import choose_encodings, open_container, read_back
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.journal import Journal
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize import packed
 from t1_edge_export.quantize.packed import LARGEST, pack
 from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, weighted
 from t1_edge_export.quantize.statistics import Statistics
+from t1_edge_export.request import Request
 from t1_edge_export.slabs import encode
 from t1_edge_export.vocabulary import with_tokens
 from t1_edge_export.weights import write_weights

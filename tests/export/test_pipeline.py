@@ -24,7 +24,8 @@ from t1_edge_export import gate, pipeline
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import weight_count
 from t1_edge_export.gate import BOUNDS, misses
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
+from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Tiny
 
 

@@ -10,46 +10,51 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from t1_edge.build import GGUF_MODEL, Build
+from t1_edge.build import GGUF_MODEL, Build, Profile
 from t1_edge.cli import main
 from t1_edge.errors import ExportError
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.containers import PlacedFile
 from t1_edge_export.decoder import weight_count
-from t1_edge_export.plan import check_room, make_plan
-from tiny import Tiny, tokenizer_json
+from t1_edge_export.plan import check_room, make_plan, seconds_to_write
+from t1_edge_export.request import Request
+from t1_edge_export.vocabulary import with_tokens
+from tiny import TINY_CONTRACT, Tiny
+
+
+def _request(destination: Path, profile: Profile) -> Request:
+    return Request(name="x", destination=destination, contract=TINY_CONTRACT, profile=profile)
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen3", False)])
 @pytest.mark.parametrize("profile", ["float", "portable"])
 def test_sizes_are_those_of_the_files(
-    tiny_build: Callable[..., Build], tmp_path: Path, family: str, tied: bool, profile: str
+    tiny: Callable[..., Tiny],
+    tiny_build: Callable[..., Build],
+    tmp_path: Path,
+    family: str,
+    tied: bool,
+    profile: Profile,
 ) -> None:
-    build = tiny_build(family, profile, tied=tied)
-    manifest = build.manifest
-    plan = make_plan(
-        manifest.decoder,
-        build.file("tokenizer.json").read_text(encoding="utf-8"),
-        profile=manifest.profile,
-        formats=manifest.formats,
-        destination=tmp_path / "not" / "there" / "yet",
-    )
+    manifest = tiny_build(family, profile, tied=tied).manifest
+    checkpoint = with_tokens(open_checkpoint(tiny(family, tied=tied).folder), TINY_CONTRACT)
+    request = _request(tmp_path / "not" / "there" / "yet", profile)
+    plan = make_plan(checkpoint, request)
     assert set(plan.files) == {"tokenizer.json", "model.onnx", "weights.bin", "model.gguf"}
     for name, size in plan.files.items():
         assert size == pytest.approx(manifest.files[name].size, abs=200)
     assert sum(part.weights for part in plan.tensors) == weight_count(manifest.decoder)
-    assert plan.seconds > 0
+    assert seconds_to_write(checkpoint, request) > 0
     assert os.listdir(tmp_path) == []
 
 
 def test_a_model_larger_than_the_disk_is_refused(tiny: Callable[..., Tiny], tmp_path: Path) -> None:
-    decoder = open_checkpoint(tiny("llama").folder).decoder
-    plan = make_plan(
-        decoder, tokenizer_json(), profile="float", formats=["gguf"], destination=tmp_path / "x"
-    )
+    plan = make_plan(open_checkpoint(tiny("llama").folder), _request(tmp_path / "x", "float"))
     check_room(plan)
+    large = msgspec.structs.replace(plan, files={"model.gguf": 10**15})
     with pytest.raises(ExportError, match=r"needs .* GB of disk .* --output on another disk"):
-        check_room(msgspec.structs.replace(plan, files={"model.gguf": 10**15}))
+        check_room(large)
+    check_room(large, resumed=True)  # they may be there
     with pytest.raises(ExportError, match="end other programs"):
         check_room(msgspec.structs.replace(plan, memory=10**15, free_memory=10**10))
 
@@ -86,6 +91,9 @@ def test_the_command_refuses_what_an_export_would(
     assert "--force replaces it" in refusal("--output", taken)
     assert "leave --calibration out" in refusal("--quantizer", "rtn", "--calibration", "default")
     assert "rounds nothing" in refusal("--profile", "float", "--quantizer", "rtn")
+    assert "leave --quantizer out" in refusal(
+        "--profile", "native", "--format", "gguf", "--quantizer", "rtn"
+    )
     assert "none to save" in refusal("--calibration", "none", "--save-statistics", "s.gguf")
     model = str(tiny_build("qwen3", "portable").file(GGUF_MODEL))
     assert "it is no importance matrix" in refusal("--calibration", model)

@@ -5,6 +5,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, layer_name, linear_layers
 from t1_edge_export.formats import choose_encodings, file_sizes
 from t1_edge_export.gguf_checkpoint import gguf_names
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.presets import PRESETS
@@ -35,7 +36,9 @@ from t1_edge_export.quantize.blocks import Blocks, dequantize, quantize_q4_0, qu
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.quantize.statistics import Statistics, collect
-from tiny import TINY_CONTRACT, Family, Tiny, tokenizer_json
+from t1_edge_export.request import Request
+from t1_edge_export.vocabulary import with_tokens
+from tiny import TINY_CONTRACT, Family, Tiny
 
 
 def _kinds(build: Build) -> Mapping[str, str]:
@@ -87,14 +90,10 @@ def test_a_target_size_is_kept_to_the_byte(
     assert _largest(build) <= size
     for name, kind in _kinds(build).items():
         assert kind == "Q8_0" or _with_one_more(build, name) > size
-    plan = make_plan(
-        build.manifest.decoder,
-        tokenizer_json(),
-        profile="portable",
-        formats=["onnx", "gguf"],
-        destination=tmp_path / "x",
-        budget=Budget(size=size),
-    )
+    folder = tiny(family, tied=family == "llama").folder
+    checkpoint = with_tokens(open_checkpoint(folder), TINY_CONTRACT)
+    both = replace(_request(tmp_path / "x", budget=Budget(size=size)), formats=("onnx", "gguf"))
+    plan = make_plan(checkpoint, both)
     assert plan.files["model.onnx"] + plan.files["weights.bin"] <= size
 
 
@@ -248,15 +247,6 @@ def test_what_cannot_be_met_is_refused(
 def test_a_float_build_has_no_budget(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="32 bits everywhere"):
         _export(checkpoint, tmp_path / "x", profile="float", budget=Budget(bits=5))
-    with pytest.raises(ExportError, match="32 bits everywhere"):
-        make_plan(
-            checkpoint.decoder,
-            tokenizer_json(),
-            profile="float",
-            formats=["onnx"],
-            destination=tmp_path / "x",
-            budget=Budget(bits=5),
-        )
 
 
 def test_another_budget_does_not_go_on_with_what_was_left(
@@ -275,13 +265,8 @@ def test_another_budget_does_not_go_on_with_what_was_left(
     assert resumed.manifest == fresh.manifest
 
 
-def _export(
-    checkpoint: Checkpoint,
-    destination: Path,
-    bars: Bars = no_bars,
-    **options: Any,
-) -> Build:
-    request = Request(
+def _request(destination: Path, **options: Any) -> Request:
+    return Request(
         name="tiny",
         destination=destination,
         contract=TINY_CONTRACT,
@@ -289,7 +274,12 @@ def _export(
         allow_drift=True,
         **options,
     )
-    return export(checkpoint, request, bars=bars)
+
+
+def _export(
+    checkpoint: Checkpoint, destination: Path, bars: Bars = no_bars, **options: Any
+) -> Build:
+    return export(checkpoint, _request(destination, **options), bars=bars)
 
 
 @pytest.fixture

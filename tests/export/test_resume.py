@@ -18,8 +18,9 @@ from t1_edge.errors import BuildError, ExportError
 from t1_edge_export import staging, weights
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, RowQuantizer
+from t1_edge_export.request import Request
 from t1_edge_export.staging import staged
 from tiny import TINY_CONTRACT, Tiny
 

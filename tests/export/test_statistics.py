@@ -16,9 +16,10 @@ from t1_edge.errors import CheckpointError, ExportError
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import block_grams, compensated, weighted
 from t1_edge_export.quantize.statistics import Statistics, collect, read_statistics
+from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Tiny
 
 ROWS = [(5, 9, 260, 31), (7,), (300, 2, 41, 8, 90, 11)]

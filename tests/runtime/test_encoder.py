@@ -18,7 +18,8 @@ from t1_edge.engines.select import open_engine
 from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
 from t1_edge.thinking import Settle
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.pipeline import Request, export
+from t1_edge_export.pipeline import export
+from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Tiny
 
 Float32Array = NDArray[np.float32]

@@ -150,15 +150,14 @@ def export(
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.contracts import contract_beside, find_contract
-    from t1_edge_export.formats import check_float, check_native
-    from t1_edge_export.pipeline import Request, check
+    from t1_edge_export.formats import check_profile
     from t1_edge_export.pipeline import export as write
-    from t1_edge_export.plan import check_room, make_plan
+    from t1_edge_export.plan import check_room, make_plan, seconds_to_write
     from t1_edge_export.precision import Budget
     from t1_edge_export.quantize.calibration import calibration_tokens, find_quantizer
     from t1_edge_export.quantize.quantizer import gptq_memory
+    from t1_edge_export.request import Request, check_request
     from t1_edge_export.sources import find_source
-    from t1_edge_export.staging import check_free
     from t1_edge_export.vocabulary import with_tokens
 
     if bits is not None and target_size is not None:
@@ -168,12 +167,19 @@ def export(
         bits = _NATIVE_BITS if bits is None and target_size is None else bits
     asked = bits is not None or target_size is not None
     budget = Budget(bits=bits, size=target_size) if asked else None
-    if profile == "native":
-        check_native(formats, budget=asked)
+    kind: Any = quantizer or "search"
+    check_profile(  # before gigabytes are fetched, as the contract
+        profile,
+        formats,
+        budget=asked,
+        fitted=calibration not in (None, "none") or kind != "search",
+        packs=kind == "search",
+        cuda=cuda,
+        documents=documents,
+    )
     if profile == "float":
-        calibration = calibration or "none"
-        check_float(profile, calibrated=calibration != "none" or quantizer in ("gptq", "rtn"))
-    named = find_contract(contract) if contract else None  # before gigabytes are fetched
+        calibration = "none"
+    named = find_contract(contract) if contract else None
     talk = timed_say()
     source = find_source(checkpoint, talk)
     name = name or source.name
@@ -182,30 +188,9 @@ def export(
     opened = with_tokens(source.open(), found)
     if adapter:
         opened = with_adapter(opened, adapter)
-    destination = output or build_dir(name)
-    if dry_run:
-        check_free(destination, force)
-        tokens = calibration_tokens(
-            quantizer or "search", calibration, opened, found, save=save_statistics
-        )
-        plan = make_plan(
-            opened.decoder,
-            opened.tokenizer,
-            profile=profile,
-            formats=formats,
-            destination=destination,
-            cuda=cuda,
-            documents=documents,
-            budget=budget,
-            quantizer_memory=gptq_memory(opened.decoder) if quantizer == "gptq" else 0,
-            collected_tokens=tokens,
-        )
-        _show(plan, as_json)
-        check_room(plan)
-        return
     request = Request(
         name=name,
-        destination=destination,
+        destination=output or build_dir(name),
         contract=found,
         formats=formats,
         cuda=cuda,
@@ -216,10 +201,21 @@ def export(
         resume=resume,
         allow_drift=allow_drift,
     )
-    check(opened, request)  # before statistics are collected for minutes
+    check_request(opened, request)
+    plan = make_plan(
+        opened,
+        request,
+        quantizer_memory=gptq_memory(opened.decoder) if kind == "gptq" else 0,
+        collected_tokens=calibration_tokens(kind, calibration, opened, found, save=save_statistics),
+    )
+    if dry_run:
+        _show(plan, seconds_to_write(opened, request), as_json)
+        check_room(plan)
+        return
+    check_room(plan, resumed=resume)  # before statistics are collected for minutes
     bars = bars_in_bytes(opened)
     fitted = find_quantizer(
-        quantizer or "search", calibration, opened, found, save=save_statistics, say=talk, bars=bars
+        kind, calibration, opened, found, save=save_statistics, say=talk, bars=bars
     )
     build = write(opened, replace(request, quantizer=fitted), say=talk, bars=bars)
     if as_json:
@@ -229,11 +225,11 @@ def export(
     click.echo(str(build.path))
 
 
-def _show(plan: "Plan", as_json: bool) -> None:
+def _show(plan: "Plan", seconds: float, as_json: bool) -> None:
     import msgspec
 
     if as_json:
-        put_json(msgspec.to_builtins(plan))
+        put_json(msgspec.to_builtins(plan) | {"seconds": seconds})
         return
     from t1_edge_export.room import in_gigabytes
 
@@ -252,4 +248,4 @@ def _show(plan: "Plan", as_json: bool) -> None:
         f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies; "
         f"{in_gigabytes(plan.free_memory)} are free"
     )
-    click.echo(f"time: about {plan.seconds:.0f} s to write, and to verify on top of that")
+    click.echo(f"time: about {seconds:.0f} s to write, and to verify on top of that")

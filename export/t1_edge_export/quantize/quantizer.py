@@ -59,10 +59,7 @@ class Quantizer:
             ExportError: If this quantizer does not.
         """
         if self.packed is None:
-            raise ExportError(
-                "the blocks of native's GGUF are rounded by llama.cpp's own search: leave "
-                "--quantizer out"
-            )
+            raise ExportError(f"this quantizer rounds nothing to blocks of {encoding}")
         return self.packed(spec, encoding)
 
 
