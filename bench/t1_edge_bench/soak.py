@@ -187,12 +187,15 @@ def _work(request: _Request) -> SoakRow:
 def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
     """All callers at work, and a sample whenever they pause."""
     samples: list[Sample] = []
+    asked_by = multiprocessing.parent_process()
     with ThreadPoolExecutor(len(callers)) as pool:
         list(pool.map(_Caller.do_the_most, callers))
         began = time.monotonic()
         for number in range(1, _ROUNDS + 1):
             until = began + seconds * number / _ROUNDS
             list(pool.map(_Caller.work, callers, repeat(until)))
+            if asked_by is not None and not asked_by.is_alive():
+                os._exit(1)  # killed: nobody would read what is found in an hour
             _give_back_free_pages()
             samples.append(
                 Sample(

@@ -106,7 +106,7 @@ class Model:
         )
 
     def _quantizer(self, decoder: Decoder) -> Quantizer:
-        return weighted(read_statistics(self.folder / STATISTICS, decoder))
+        return weighted(read_statistics(self.folder / STATISTICS, decoder), decoder)
 
     def _sha256(self) -> str:
         return merged_sha256(WHEELS[self.base].member_sha256, self.folder)

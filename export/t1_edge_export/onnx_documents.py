@@ -1,12 +1,12 @@
-"""The graph that reads documents: the weights of weights.bin again, in 8 bits, multiplied whole.
+"""The graph that reads documents: the checkpoint's weights in 8 bits, multiplied whole.
 
 A document is hundreds of tokens in one pass, which processors are busy multiplying, not fetching.
 Here both sides of a product are integers of 8 bits, with one scale for each row of the weights and
 one for each token, so that the sum over a row is one of integers, for which processors have
 instructions; blocks of 32 weights with a scale each take twice to three times as long
 (docs/performance.md). A token's scale is its own: whatever else is in a batch, its products are the
-same. Channels are smoothed before (`t1_edge_export.quantize.smoothing`), for one scale is to hold
-them all.
+same. Channels are smoothed before, by `t1_edge_export.quantize.smooth_quant`, for one scale is to
+hold them all.
 
 The graph reads, and writes nothing: it has no head. Its embedding is that of weights.bin.
 """
@@ -30,7 +30,8 @@ from t1_edge_export.onnx_graph import GraphWriter
 from t1_edge_export.onnx_layout import ALIGN, Matrix, lay_out
 from t1_edge_export.onnx_nodes import Nodes
 from t1_edge_export.onnx_products import BlockProducts
-from t1_edge_export.quantize.smoothing import Smoothing, smooth
+from t1_edge_export.quantize.smooth_quant import smooth
+from t1_edge_export.quantize.smoothing import Smoothing
 from t1_edge_export.slabs import in_order, spans
 
 Float32Array = NDArray[np.float32]
@@ -167,7 +168,6 @@ def write_documents(
     directory: Path,
     checkpoint: Checkpoint,
     encodings: Mapping[str, Encoding],
-    weights: Weights,
     importance: Mapping[str, Float32Array],
     *,
     progress: Progress = silent,
@@ -176,25 +176,24 @@ def write_documents(
 
     Args:
         directory: Where weights.bin is, whole.
-        checkpoint: Has the shape, and the norms.
+        checkpoint: The float weights.
         encodings: Of weights.bin, by tensor name.
-        weights: Reads weights.bin.
         importance: Mean squared input of each channel, float32 [in], by tensor name, to smooth by;
             without any, channels stay as they are.
         progress: Called with the number of weights that were just dealt with: each is read to
             smooth, and again to be written.
 
     Raises:
-        CheckpointError: If a norm cannot be read.
-        ExportError: If weights.bin cannot be read, or the disk is full.
+        CheckpointError: If a tensor cannot be read.
+        ExportError: If the disk is full.
     """
     decoder = checkpoint.decoder
-    smoothing = smooth(decoder, weights, importance, progress=progress)
+    smoothing = smooth(decoder, checkpoint, importance, progress=progress)
     places = lay_out_documents(decoder)
     file = PlacedFile(directory / DOCUMENTS_WEIGHTS, size=documents_size(places))
     try:
         works = (
-            partial(by_row, spec, weights, smoothing, decoder.head_dim)
+            partial(by_row, spec, checkpoint, smoothing, decoder.head_dim)
             for spec in linear_layers(decoder)
         )
         for spec, (codes, scales) in zip(linear_layers(decoder), in_order(works), strict=True):
@@ -204,7 +203,7 @@ def write_documents(
     finally:
         file.close()
     norms = {
-        spec.name: smoothing.norm(spec.name, checkpoint.rows(spec.name, 0, spec.shape[0]))
+        spec.name: smoothing.rows(spec.name, checkpoint.rows(spec.name, 0, spec.shape[0]), 0)
         for spec in tensors(decoder)
         if spec.role == "norm"
     }

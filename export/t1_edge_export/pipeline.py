@@ -96,9 +96,10 @@ def export(
         importance: Mapping[str, Float32Array] = {}
         if request.budget or request.documents:
             importance = request.quantizer.importance()
-        encodings = _encodings(checkpoint, request, importance, say, bars)
+        smoothed = request.quantizer.smoothing.applied(checkpoint)
+        encodings = _encodings(smoothed, request, importance, say, bars)
         say(f"writing {' and '.join(request.formats)}")
-        weights = _write(staging, checkpoint, request, encodings, bars)
+        weights = _write(staging, smoothed, request, encodings, bars)
         read = partial(
             read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
         )
@@ -106,9 +107,7 @@ def export(
             plainly = "" if importance else ", whose channels nothing evens out: no statistics"
             say(f"writing what reads documents{plainly}")
             with bars("writing", 2 * linear_weight_count(checkpoint.decoder)) as progress:
-                write_documents(
-                    directory, checkpoint, encodings, read("onnx"), importance, progress=progress
-                )
+                write_documents(directory, smoothed, encodings, importance, progress=progress)
         say("asking the float reference for golden vectors")
         trial, truth = _ask_reference(checkpoint, codec, bars)
         golden(codec, trial, truth.vectors).save(directory / GOLDEN)
@@ -123,7 +122,7 @@ def export(
             scratch=staging.scratch,
             say=say,
         )
-        verification = judge(found, checkpoint, read, say, allow_drift=request.allow_drift)
+        verification = judge(found, smoothed, read, say, allow_drift=request.allow_drift)
         manifest = _manifest(directory, checkpoint, request, encodings, verification, weights)
         (directory / MANIFEST).write_bytes(manifest.to_json())
     return Build(request.destination)

@@ -20,6 +20,7 @@ from t1_edge.engines.select import (
     EngineChoice,
     open_engine,
     open_reader,
+    reading_graph,
 )
 from t1_edge.errors import BuildError, InputError
 from t1_edge.golden import check_once
@@ -44,8 +45,8 @@ class Encoder:
         fingerprint: Of the build; vectors of different fingerprints do not compare.
         hidden: Dimensions of a vector.
         cache: Of queries that were asked before; none if None.
-        reader: Called before documents are first read: opens what reads them in the engine's place,
-            if anything; closed with the encoder.
+        reader: Called before documents are first read: opens what reads them in the engine's place;
+            closed with the encoder. The engine reads them itself if None.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Encoder:
         fingerprint: str,
         hidden: int,
         cache: QueryCache | None = None,
-        reader: Callable[[], Engine | None] = lambda: None,
+        reader: Callable[[], Engine] | None = None,
     ) -> None:
         self.codec = codec
         self.fingerprint = fingerprint
@@ -83,16 +84,18 @@ class Encoder:
             engine: Which of the build's formats to run.
             device: Where to run it; one that cannot run is an error.
             threads: CPU threads; those of `t1_edge.machine.available_threads` if None.
-            documents: Which graph reads documents, where a build has one for them: what proves the
-                faster one here, or always the same. Their vectors differ as engines' do.
+            documents: Which graph reads documents, where a build has one for them: that one, or the
+                engine's own for everything. "auto" takes that one wherever it runs, on the CPU,
+                unless `engine` is "gguf".
             cache: Keep vectors and thoughts of queries on disk, and give them again to who asks
                 the same. Texts are not kept.
 
         Raises:
-            BuildError: If the build is damaged or lacks the format.
+            BuildError: If the build is damaged, or lacks the format or the graph for documents
+                that is asked for.
             CacheError: If there is no such build.
             ContractError: If its contract does not fit its tokenizer.
-            DeviceError: If the device cannot run here.
+            DeviceError: If the device cannot run here, or not the graph for documents.
             EngineError: If the library cannot be loaded or refuses the files, or the build's
                 golden vectors do not come out.
             InputError: If the number of threads is below 1.
@@ -105,6 +108,7 @@ class Encoder:
             running = open_engine(opened, engine=engine, device=device, threads=threads)
             try:
                 check_once(opened, running)
+                graph = reading_graph(opened, running.info, engine=engine, asked=documents)
             except BaseException:
                 running.close()
                 raise
@@ -116,7 +120,9 @@ class Encoder:
             fingerprint=manifest.fingerprint,
             hidden=hidden,
             cache=kept,
-            reader=partial(open_reader, opened, running, documents),
+            reader=partial(open_reader, opened, threads=running.info.threads)
+            if graph == "documents"
+            else None,
         )
         loaded._again = partial(
             cls.load,
@@ -124,7 +130,7 @@ class Encoder:
             engine=cast(EngineChoice, running.info.engine),
             device=cast(Device, running.info.device),
             threads=threads,
-            documents=documents,
+            documents=graph,
             cache=cache,
         )
         return loaded
@@ -138,7 +144,6 @@ class Encoder:
         """What reads documents, opened if it has to be.
 
         Raises:
-            BuildError: See `load`: if the graph that was asked for is not there.
             EngineError: If it cannot be opened, or its golden vectors do not come out.
         """
         return self._passes.read_by()

@@ -31,16 +31,16 @@ class Passes:
     Args:
         codec: Knows the tokens around a thought, and what it says.
         engine: Closed with this.
-        reader: Called before documents are first read: opens what reads them in the engine's place,
-            if anything. Closed with this too.
+        reader: Called before documents are first read: opens what reads them in the engine's place.
+            Closed with this too. The engine reads them itself if None.
     """
 
     def __init__(
-        self, codec: Codec, engine: Engine, reader: Callable[[], Engine | None] = lambda: None
+        self, codec: Codec, engine: Engine, reader: Callable[[], Engine] | None = None
     ) -> None:
         self._codec = codec
         self._engine = engine
-        self._open_reader: Callable[[], Engine | None] | None = reader
+        self._open_reader = reader
         self._reader = engine
         engine.prime(_worth(codec.beginnings))
         self._lock = threading.Lock()
@@ -234,10 +234,9 @@ class Passes:
     def _documents_engine(self) -> Engine:
         """What reads documents, opened if it has to be."""
         if self._open_reader is not None:
-            self._reader = self._open_reader() or self._engine
+            self._reader = self._open_reader()
             self._open_reader = None
-            if self._reader is not self._engine:
-                self._reader.prime(_worth(self._codec.beginnings[1:]))
+            self._reader.prime(_worth(self._codec.beginnings[1:]))
         return self._reader
 
     @contextmanager

@@ -9,11 +9,13 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         cosine_mean: Least mean over the golden rows, engine against float reference.
         cosine_min: Least of any golden row, engine against float reference.
-        cross_min: Least of any golden row, one engine against the other, or the graph for documents
-            against that for everything.
+        cross_min: Least of any golden row, one engine against the other.
         divergence: Largest mean Kullback-Leibler divergence, in nats.
         slack: How far below this export's worst cosine another machine's may fall: kernels for
             other processors round activations in another order.
+        documents_mean: Least mean over golden documents, the graph for documents against the float
+            reference; 0 for a profile without such a graph.
+        documents_min: Least of any of them.
     """
 
     cosine_mean: float
@@ -21,6 +23,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cross_min: float
     divergence: float
     slack: float
+    documents_mean: float = 0.0
+    documents_min: float = 0.0
 
 
 class FreeRunning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +76,7 @@ class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         cosine_mean: Mean cosine at `<emb_token>` to the float reference over golden documents.
         cosine_min: The worst of them.
-        cross_min: Worst cosine to what the graph for everything makes of them.
+        cross_min: Worst cosine to what the graph for everything makes of them, by fewer bits.
         floor: Least cosine that the golden documents must reach wherever the build is opened.
     """
 

@@ -2,10 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +18,7 @@ from t1_edge.cli import main
 from t1_edge.machine import open_files, resident_bytes
 from t1_edge_bench.soak import tenths
 
+CALLERS = 4
 KINDS = {
     "cancelled stream",
     "deadline",
@@ -68,6 +73,26 @@ def test_growth_beyond_the_bound_fails(
     assert "2.00% more memory" in found.stderr
     assert "documents: EngineError: no" in found.stderr
     assert "resident when warm, MB" in found.stdout
+
+
+def test_the_work_ends_with_who_asked_for_it(tiny_build: Callable[..., Build]) -> None:
+    build = str(tiny_build("llama", "portable").path)
+    command = [sys.executable, "-c", "from t1_edge.cli import main; main()", "bench", "soak"]
+    command += ["--build", build, "--engine", "onnx", "--threads", "1", "--seconds", "600"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as asked:
+        while not (works := _at_work(asked.pid)):
+            assert asked.poll() is None
+            time.sleep(0.05)
+        asked.kill()
+    _, alive = psutil.wait_procs(works, timeout=120)
+    assert not alive
+
+
+def _at_work(pid: int) -> list[psutil.Process]:
+    """A process's workers, once their callers run; not what tracks their resources."""
+    children = psutil.Process(pid).children()
+    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [worker for worker in workers if worker.num_threads() > CALLERS]
 
 
 def test_medians_of_the_second_tenth_and_the_last() -> None:

@@ -113,13 +113,14 @@ def smollm2_at(
 
     @cache
     def build(bits: float) -> Build:
+        checkpoint = open_checkpoint(smollm2_gguf)
         request = Request(
             name="smollm2-135m",
             destination=root / f"{bits}",
             contract=PRESETS["chat"],
-            quantizer=weighted(smollm2_statistics),
+            quantizer=weighted(smollm2_statistics, checkpoint.decoder),
             budget=Budget(bits=bits),
         )
-        return export(open_checkpoint(smollm2_gguf), request)
+        return export(checkpoint, request)
 
     return build

@@ -95,7 +95,8 @@ def export(tiny: Callable[..., Tiny], texts: Path, tmp_path: Path) -> Callable[.
 def test_texts_weigh_or_compensate(export: Callable[..., Build]) -> None:
     weighed, compensated = export("a"), export("b", "--quantizer", "gptq")
     assert re.fullmatch(
-        r"importance [0-9a-f]{12}: 3 rows of texts\.jsonl", weighed.manifest.calibration
+        r"importance [0-9a-f]{12}, channels smoothed: 3 rows of texts\.jsonl",
+        weighed.manifest.calibration,
     )
     assert compensated.manifest.calibration == "GPTQ 52bc6648bfe0: 3 rows of texts.jsonl"
     cosines = [

@@ -210,7 +210,7 @@ def test_the_choice_beats_chance(
         destination=tmp_path / "chance",
         contract=PRESETS["chat"],
         formats=["gguf"],
-        quantizer=weighted(smollm2_statistics),
+        quantizer=weighted(smollm2_statistics, checkpoint.decoder),
         budget=Budget(bits=5.5),
         force=True,
     )

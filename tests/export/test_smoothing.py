@@ -1,14 +1,20 @@
 """Smoothing moves what makes channels differ into the weights, and changes no product."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
 from t1_edge_export import slabs
-from t1_edge_export.decoder import layer_name, linear_layers, projection
-from t1_edge_export.quantize.smoothing import Smoothing, smooth
-from tiny import first_reader
+from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.decoder import layer_name, linear_layers, projection, tensors
+from t1_edge_export.quantize.smooth_quant import smooth
+from t1_edge_export.quantize.smoothing import Smoothing, activation_aware
+from t1_edge_export.reference import Reference
+from tiny import Family, Tiny, first_reader, noise_importance
 
 Float32Array = NDArray[np.float32]
 
@@ -63,6 +69,20 @@ def _inputs() -> dict[str, Float32Array]:
     }
 
 
+Way = Callable[[dict[str, Float32Array]], Smoothing]
+
+
+def _smooth(importance: dict[str, Float32Array]) -> Smoothing:
+    return smooth(DECODER, _Weights(), importance)
+
+
+@pytest.fixture(params=[_smooth, partial(activation_aware, DECODER)], ids=["smooth", "aware"])
+def way(request: pytest.FixtureRequest) -> Way:
+    """Each way to find factors."""
+    found: Way = request.param
+    return found
+
+
 @pytest.mark.parametrize(
     ("norm", "readers", "given"),
     [
@@ -71,12 +91,12 @@ def _inputs() -> dict[str, Float32Array]:
     ],
 )
 def test_what_a_norm_is_divided_by_its_readers_are_multiplied_by(
-    norm: str, readers: tuple[str, ...], given: str
+    way: Way, norm: str, readers: tuple[str, ...], given: str
 ) -> None:
     weights, inputs = _Weights(), _inputs()
-    smoothing = smooth(DECODER, weights, _importance(inputs))
+    smoothing = way(_importance(inputs))
     values = inputs[given]
-    normed = smoothing.norm(_name(norm), np.ones(24, np.float32)) * values
+    normed = smoothing.rows(_name(norm), np.ones(24, np.float32), 0) * values
     assert np.ptp(np.log(np.square(normed).mean(0))) < np.ptp(np.log(np.square(values).mean(0)))
     block = "self_attn" if given == "q_proj" else "mlp"
     for reader in readers:
@@ -86,9 +106,9 @@ def test_what_a_norm_is_divided_by_its_readers_are_multiplied_by(
         np.testing.assert_allclose(normed @ rows.T, values @ plain.T, rtol=1e-4, atol=1e-3)
 
 
-def test_an_mlp_gives_what_it_gave() -> None:
+def test_an_mlp_gives_what_it_gave(way: Way) -> None:
     weights = _Weights()
-    smoothing = smooth(DECODER, weights, _importance(_inputs()))
+    smoothing = way(_importance(_inputs()))
     gate, values = np.random.default_rng(2).standard_normal((2, 5, 32)).astype(np.float32)
     up, down = _name("mlp.up_proj"), _name("mlp.down_proj")
     before = (gate * values) @ weights.held[down].T
@@ -96,9 +116,9 @@ def test_an_mlp_gives_what_it_gave() -> None:
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
 
 
-def test_heads_that_read_one_value_share_its_factors() -> None:
+def test_heads_that_read_one_value_share_its_factors(way: Way) -> None:
     weights = _Weights()
-    smoothing = smooth(DECODER, weights, _importance(_inputs()))
+    smoothing = way(_importance(_inputs()))
     value, output = _name("self_attn.v_proj"), _name("self_attn.o_proj")
     values = np.random.default_rng(3).standard_normal((5, 2, 6)).astype(np.float32)
 
@@ -111,9 +131,9 @@ def test_heads_that_read_one_value_share_its_factors() -> None:
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
 
 
-def test_rows_are_taken_from_where_they_stand() -> None:
+def test_rows_are_taken_from_where_they_stand(way: Way) -> None:
     weights = _Weights()
-    smoothing = smooth(DECODER, weights, _importance(_inputs()))
+    smoothing = way(_importance(_inputs()))
     name = _name("mlp.up_proj")
     whole = smoothing.rows(name, weights.held[name], 0)
     np.testing.assert_array_equal(smoothing.rows(name, weights.rows(name, 7, 20), 7), whole[7:20])
@@ -142,8 +162,52 @@ def test_slabs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(parts.inputs[name], factors)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_smoothed_checkpoint_computes_the_same(family: Family, tiny: Callable[..., Tiny]) -> None:
+    plain = open_checkpoint(tiny(family).folder)
+    smoothing = activation_aware(plain.decoder, noise_importance(plain.decoder))
+    smoothed = smoothing.applied(plain)
+    rows = [(3, 7, 11, 2), (5, 1)]
+    np.testing.assert_allclose(
+        Reference(smoothed).hidden_states(rows), Reference(plain).hidden_states(rows), atol=1e-4
+    )
+    for spec in tensors(plain.decoder):
+        size = spec.shape[0]
+        changed = not np.array_equal(
+            smoothed.rows(spec.name, 0, size), plain.rows(spec.name, 0, size)
+        )
+        assert changed == (spec.name in smoothing.inputs or spec.name in smoothing.outputs)
+    assert smoothed.tokenizer == plain.tokenizer
+    assert smoothed.source == plain.source
+    assert smoothed.stored_bytes == plain.stored_bytes
+
+
+def test_squares_are_those_of_what_was_divided(way: Way) -> None:
+    inputs = _inputs()
+    importance = _importance(inputs)
+    smoothing = way(importance)
+    name = _name("mlp.down_proj")
+    divided = inputs["down_proj"] / smoothing.inputs[name]
+    np.testing.assert_allclose(
+        smoothing.squares(importance)[name], np.square(divided).mean(axis=0), rtol=1e-4
+    )
+
+
+def test_blocks_lose_least_where_channels_are_divided_by_the_root_of_their_size() -> None:
+    name = _name("mlp.down_proj")
+    means = np.exp(np.random.default_rng(0).normal(0, 1, 32)).astype(np.float32)
+    importance = _importance(_inputs()) | {name: means}
+    best = activation_aware(DECODER, importance).inputs[name]
+
+    def loss(factors: Float32Array) -> float:
+        return float(np.square(factors).sum() * (means / np.square(factors)).sum())
+
+    around = np.exp(np.random.default_rng(1).normal(0, 0.1, (100, 32)))
+    assert loss(best) < min(loss(best * some) for some in around)
+    assert loss(best) < 0.9 * loss(np.ones(32, np.float32))
+
+
 def test_without_statistics_nothing_is_smoothed() -> None:
-    assert smooth(DECODER, _Weights(), {}) == Smoothing()
+    assert smooth(DECODER, _Weights(), {}) == Smoothing() == activation_aware(DECODER, {})
     rows = np.ones((2, 3), np.float32)
     assert Smoothing().rows("x", rows, 0) is rows
-    assert Smoothing().norm("x", rows) is rows

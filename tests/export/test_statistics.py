@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from t1_edge.build import GGUF_MODEL
 from t1_edge.errors import CheckpointError, ExportError
-from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
-from t1_edge_export.decoder import tensors
+from t1_edge_export.checkpoint import Checkpoint, Weights, open_checkpoint
+from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import block_grams, compensated, weighted
+from t1_edge_export.quantize.smoothing import Smoothing
 from t1_edge_export.quantize.statistics import Statistics, collect, read_statistics
 from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Tiny
@@ -98,7 +99,9 @@ def test_they_lower_the_error_of_what_layers_give(
         allow_drift=True,
     )
     asked = dataclasses.replace(
-        request, destination=tmp_path / "weighted", quantizer=weighted(statistics)
+        request,
+        destination=tmp_path / "weighted",
+        quantizer=weighted(statistics, checkpoint.decoder),
     )
     twice = dataclasses.replace(
         request,
@@ -107,23 +110,39 @@ def test_they_lower_the_error_of_what_layers_give(
     )
     builds = [export(checkpoint, wanted) for wanted in (request, asked, twice)]
     found = [build.manifest.calibration for build in builds]
-    known = f"importance {statistics.digest}: three rows"
-    assert found == ["", known, "GPTQ 9de3a4b5da7c: three rows"]
-    assert "GPTQ 9de3a4b5da7c: three rows" in (builds[2].path / "README.md").read_text(
-        encoding="utf-8"
-    )
+    known = f"importance {statistics.digest}, channels smoothed: three rows"
+    compensated_for = "GPTQ 9de3a4b5da7c: three rows"
+    assert found == ["", known, compensated_for]
+    assert compensated_for in (builds[2].path / "README.md").read_text(encoding="utf-8")
     assert len({build.manifest.fingerprint for build in builds}) == 3
     files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in builds]
-    errors = []
-    for spec in tensors(checkpoint.decoder):
-        if spec.role == "linear":
-            weights = checkpoint.rows(spec.name, 0, spec.shape[0])
-            moved = [file.rows(spec.name, 0, spec.shape[0]) - weights for file in files]
-            errors.append([float(np.square(inputs[spec.name] @ m.T).sum()) for m in moved])
+    smoothings = [wanted.quantizer.smoothing for wanted in (request, asked, twice)]
+    errors = [
+        [
+            _error(spec, checkpoint, file, smoothing, inputs[spec.name])
+            for file, smoothing in zip(files, smoothings, strict=True)
+        ]
+        for spec in linear_layers(checkpoint.decoder)
+    ]
     plain, weighed, made_up = np.array(errors).T
     assert (weighed < plain).mean() > 0.5
     assert weighed.sum() < plain.sum()
     assert (made_up < 0.5 * weighed).all()  # eleven tokens leave it much freedom
+
+
+def _error(
+    spec: TensorSpec,
+    checkpoint: Checkpoint,
+    written: Weights,
+    smoothing: Smoothing,
+    inputs: Float32Array,
+) -> float:
+    """Squared error of what a layer gives, of channels as they are without smoothing."""
+    rows = spec.shape[0]
+    lost = written.rows(spec.name, 0, rows) - smoothing.applied(checkpoint).rows(spec.name, 0, rows)
+    divided = inputs / smoothing.inputs.get(spec.name, np.float32(1))
+    given = divided @ lost.T * smoothing.outputs.get(spec.name, np.float32(1))
+    return float(np.square(given).sum())
 
 
 def test_grams_are_those_of_transformers(checkpoint: Checkpoint, tiny: Callable[..., Tiny]) -> None:

@@ -60,7 +60,7 @@ def find_quantizer(
     if calibration == "none":
         return ROUNDING if kind == "rtn" else SEARCH
     if calibration.endswith(_MATRIX_SUFFIX):
-        return weighted(read_statistics(Path(calibration), checkpoint.decoder))
+        return weighted(read_statistics(Path(calibration), checkpoint.decoder), checkpoint.decoder)
     path = _texts(calibration)
     rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
     dataset = f"{len(rows)} rows of {path.name}"
@@ -69,7 +69,7 @@ def find_quantizer(
     statistics = collect(checkpoint, rows, dataset, say=say, bars=bars)
     if save:
         statistics.save(save, checkpoint.decoder)
-    return weighted(statistics)
+    return weighted(statistics, checkpoint.decoder)
 
 
 def calibration_tokens(

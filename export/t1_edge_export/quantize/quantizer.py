@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Final
 
@@ -18,6 +18,7 @@ from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 from t1_edge_export.quantize.packed import pack
+from t1_edge_export.quantize.smoothing import Smoothing, activation_aware
 from t1_edge_export.quantize.statistics import Statistics, collect
 from t1_edge_export.reference import Reference
 
@@ -41,8 +42,10 @@ class Quantizer:
         packed: Likewise, with a block format of llama.cpp's own; None if it rounds to none of them.
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
         importance: Gives the mean squared input of each channel, float32 [in], by tensor name, to
-            judge layers by and to smooth channels; nothing if it was calibrated with nothing. The
-            first time may take long.
+            judge layers by; nothing if it was calibrated with nothing. The first time may take
+            long.
+        smoothing: What is done to channels before: tensors are quantized, and the importance holds,
+            behind it.
         memory: Bytes that it has resident while layers are quantized.
     """
 
@@ -50,6 +53,7 @@ class Quantizer:
     packed: Callable[[TensorSpec, Encoding], RowPacker] | None = None
     calibration: str = ""
     importance: Callable[[], Mapping[str, Float32Array]] = dict
+    smoothing: Smoothing = field(default_factory=Smoothing)
     memory: int = 0
 
     def packer(self, spec: TensorSpec, encoding: Encoding) -> RowPacker:
@@ -74,20 +78,28 @@ ROUNDING: Final = Quantizer(q4_0=lambda spec: round_q4_0, calibration="plain rou
 """ggml's own Q4_0, for comparison."""
 
 
-def weighted(statistics: Statistics) -> Quantizer:
-    """The scale search, errors weighted by the mean squared input of their channel."""
+def weighted(statistics: Statistics, decoder: Decoder) -> Quantizer:
+    """The scale search, channels smoothed before, and errors weighted by their mean squares.
+
+    Args:
+        statistics: Of the checkpoint.
+        decoder: The shape that they are of.
+    """
+    smoothing = activation_aware(decoder, statistics.importance)
+    importance = smoothing.squares(statistics.importance)
 
     def q4_0(spec: TensorSpec) -> RowQuantizer:
-        return partial(quantize_q4_0, importance=statistics.importance[spec.name])
+        return partial(quantize_q4_0, importance=importance[spec.name])
 
     def packed(spec: TensorSpec, encoding: Encoding) -> RowPacker:
-        return partial(pack, encoding=encoding, importance=statistics.importance[spec.name])
+        return partial(pack, encoding=encoding, importance=importance[spec.name])
 
     return Quantizer(
         q4_0=q4_0,
         packed=packed,
-        calibration=f"importance {statistics.digest}: {statistics.dataset}",
-        importance=lambda: statistics.importance,
+        calibration=f"importance {statistics.digest}, channels smoothed: {statistics.dataset}",
+        importance=lambda: importance,
+        smoothing=smoothing,
     )
 
 
@@ -99,7 +111,7 @@ def compensated(
     say: Callable[[str], None] = lambda text: None,
     bars: Bars = no_bars,
 ) -> Quantizer:
-    """GPTQ, each layer given what the float model gives it.
+    """GPTQ, each layer given what the float model gives it; it gains nothing by smoothed channels.
 
     Args:
         checkpoint: The float weights that are quantized. They are read a second time, a block

@@ -1,25 +1,22 @@
-"""Activations that 8 bits hold: what makes channels differ in size moves into the weights.
+"""What makes channels differ in size moves into the weights, by how much suits their rounding.
 
-SmoothQuant (arXiv 2211.10438) at its middle, alpha = 1/2, with the root mean square of a channel
-where it has the largest value: a channel that is large for its weights is divided by a factor, and
-its weights are multiplied by it. The division costs nothing, since what comes before takes it: a
-norm's weights, the rows that make a value or that `gate` is multiplied with.
+A channel is divided by a factor, and the weights that read it are multiplied by it. The division
+costs nothing, since what comes before takes it: a norm's weights, the rows that make a value or
+that `gate` is multiplied with. `activation_aware` suits weights that are rounded in blocks,
+`t1_edge_export.quantize.smooth_quant` activations that are rounded, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder
-from t1_edge_export.bars import Progress, silent
-from t1_edge_export.checkpoint import Weights
-from t1_edge_export.decoder import TensorSpec, layer_name, linear_layers, tensors
-from t1_edge_export.slabs import in_order, spans
+from t1_edge.build import Decoder, Source
+from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.decoder import layer_name, tensors
 
 Float32Array = NDArray[np.float32]
 
@@ -50,83 +47,137 @@ class Smoothing:
     outputs: Mapping[str, Float32Array] = field(default_factory=dict)
 
     def rows(self, name: str, rows: Float32Array, start: int) -> Float32Array:
-        """Rows of a linear layer, float32 [rows, in], of which the first is row `start`."""
+        """Rows of a tensor, of which the first is row `start`.
+
+        Args:
+            name: The tensor.
+            rows: float32 [rows, in] of a matrix, [rows] of a norm.
+            start: Where they stand.
+        """
         if name in self.inputs:
             rows = rows * self.inputs[name]
         if name in self.outputs:
-            rows = rows / self.outputs[name][start : start + len(rows), None]
+            rows = (rows.T / self.outputs[name][start : start + len(rows)]).T
         return rows
 
-    def norm(self, name: str, weights: Float32Array) -> Float32Array:
-        """Weights of a norm, float32 [n]."""
-        return weights / self.outputs[name] if name in self.outputs else weights
+    def squares(self, importance: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """Mean squared inputs, float32 [in] by tensor name, as they are behind the divisions."""
+        found = dict(importance)
+        for name, factors in self.inputs.items():
+            found[name] = np.asarray(importance[name] / np.square(factors), np.float32)
+        return found
+
+    def applied(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A checkpoint that computes the same, all factors in its weights."""
+        return _Smoothed(base=checkpoint, smoothing=self)
 
 
-def smooth(
-    decoder: Decoder,
-    weights: Weights,
-    importance: Mapping[str, Float32Array],
-    *,
-    progress: Progress = silent,
-) -> Smoothing:
-    """Find the factors of every linear layer's input.
+@dataclass(frozen=True, kw_only=True)
+class _Smoothed:
+    """See `Smoothing.applied`."""
+
+    base: Checkpoint
+    smoothing: Smoothing
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.base.decoder
+
+    @property
+    def tokenizer(self) -> str:
+        return self.base.tokenizer
+
+    @property
+    def source(self) -> Source:
+        return self.base.source
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        return self.smoothing.rows(name, self.base.rows(name, start, stop), start)
+
+
+def activation_aware(decoder: Decoder, importance: Mapping[str, Float32Array]) -> Smoothing:
+    """Factors for weights whose blocks share a scale, as in AWQ (arXiv 2306.00978).
+
+    The error of a block goes with its largest weight, in all of its channels alike. If weights are
+    as large in one channel as in another, that error is least for the root of a channel's root mean
+    square: sum(s*s) * sum(x*x/(s*s)) is least where s to the fourth is x squared. It was as good as
+    a search layer by layer for AWQ's exponent (docs/LOG.md, 2026-11-26).
 
     Args:
         decoder: The shape.
-        weights: Reads the linear layers' weights, some rows at a time.
         importance: Mean squared input of each channel, float32 [in], by the linear layer's name;
             without any, nothing is smoothed.
-        progress: Called with the number of weights that were just looked at.
-
-    Raises:
-        CheckpointError: If a tensor of a checkpoint cannot be read.
-        ExportError: If one of files that are read back cannot.
     """
     if not importance:
         return Smoothing()
-    specs = {spec.name: spec for spec in tensors(decoder)}
+    return moved(decoder, importance, lambda pair, means: at_least(np.sqrt(means)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What takes a division, and what reads the channels that it makes, by tensor name.
+
+    Attributes:
+        source: A norm, or a linear layer.
+        readers: Linear layers.
+        groups: Runs of the source's channels, each of which is read `times` times: several heads of
+            queries may read one value.
+        times: See `groups`.
+    """
+
+    source: str
+    readers: tuple[str, ...]
+    groups: int
+    times: int
+
+    def by_source(self, inputs: Float32Array) -> Float32Array:
+        """A reader's channels, float32 [in], along axis 1 those of one of the source's."""
+        return inputs.reshape(self.groups, self.times, -1)
+
+    def by_reader(self, factors: Float32Array) -> Float32Array:
+        """Of the source's channels, float32 [groups * n]: as a reader has them, [in]."""
+        return factors.reshape(self.groups, 1, -1).repeat(self.times, axis=1).reshape(-1)
+
+
+def _pairs(decoder: Decoder) -> Iterator[Pair]:
+    shapes = {spec.name: spec.shape for spec in tensors(decoder)}
+    for layer, (before, behind) in product(range(decoder.layers), _PAIRS):
+        source, readers = layer_name(layer, before), [layer_name(layer, name) for name in behind]
+        times = shapes[readers[0]][1] // shapes[source][0]
+        groups = decoder.kv_heads if times > 1 else 1
+        yield Pair(source=source, readers=tuple(readers), groups=groups, times=times)
+
+
+def moved(
+    decoder: Decoder,
+    importance: Mapping[str, Float32Array],
+    sizes: Callable[[Pair, Float32Array], Float32Array],
+) -> Smoothing:
+    """Divide channels by the root of their size; about one on average, as a geometric mean.
+
+    Args:
+        decoder: The shape.
+        importance: Mean squared input of each channel, float32 [in], by the linear layer's name.
+        sizes: Gives the size of a source's channels, float32 [n], from their mean squares.
+    """
     inputs: dict[str, Float32Array] = {}
     outputs: dict[str, Float32Array] = {}
-    sizes = in_order(
-        partial(_largest, weights, spec, decoder.head_dim) for spec in linear_layers(decoder)
-    )
-    largest = {}
-    for spec, found in zip(linear_layers(decoder), sizes, strict=True):
-        largest[spec.name] = found
-        progress(spec.size)
-    for layer, (before, readers) in product(range(decoder.layers), _PAIRS):
-        names = [layer_name(layer, reader) for reader in readers]
-        source = layer_name(layer, before)
-        means = importance[names[0]]  # all of them read the same
-        weighed = np.max([largest[name] for name in names], axis=0)
-        # Several heads of queries may read one value.
-        times = means.size // specs[source].shape[0]
-        groups = decoder.kv_heads if times > 1 else 1
-        means = means.reshape(groups, times, -1).mean(axis=1).reshape(-1)
-        weighed = weighed.reshape(groups, times, -1).max(axis=1).reshape(-1)
-        factors = outputs[source] = _factors(means, weighed)
-        repeated = factors.reshape(groups, 1, -1).repeat(times, axis=1).reshape(-1)
-        inputs |= dict.fromkeys(names, repeated)
+    for pair in _pairs(decoder):
+        means = importance[pair.readers[0]]  # all of them read the same
+        found = sizes(pair, pair.by_source(means).mean(axis=1).reshape(-1))
+        logarithms = np.log(found.astype(np.float64)) / 2
+        factors = np.asarray(np.exp(logarithms - logarithms.mean()), np.float32)
+        outputs[pair.source] = factors
+        inputs |= dict.fromkeys(pair.readers, pair.by_reader(factors))
     return Smoothing(inputs=inputs, outputs=outputs)
 
 
-def _largest(weights: Weights, spec: TensorSpec, head_dim: int) -> Float32Array:
-    """The largest absolute weight of each input channel, float32 [in]."""
-    found = np.zeros(spec.shape[1], np.float32)
-    for span in spans(spec, head_dim):
-        slab = weights.rows(spec.name, span.start, span.stop)
-        np.maximum(found, np.abs(slab).max(axis=0), out=found)
-    return found
-
-
-def _factors(means: Float32Array, largest: Float32Array) -> Float32Array:
-    """What channels are divided by: about one on average, as a geometric mean."""
-    sizes = _at_least(np.sqrt(means)) / _at_least(largest)
-    logarithms = np.log(sizes.astype(np.float64)) / 2
-    return np.asarray(np.exp(logarithms - logarithms.mean()), np.float32)
-
-
-def _at_least(sizes: Float32Array) -> Float32Array:
+def at_least(sizes: Float32Array) -> Float32Array:
+    """Sizes of channels, float32 [n], of which none is 0: see `_LEAST`."""
     largest = sizes.max()
     if largest == 0:
         return np.ones_like(sizes)

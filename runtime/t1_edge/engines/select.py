@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, get_args
@@ -15,16 +15,18 @@ from t1_edge.engines.opening import (
     load_library,
     open_documents,
     open_format,
+    require,
     usable_formats,
 )
 from t1_edge.engines.probe import ran_before
-from t1_edge.engines.race import Opener, race, read, read_and_write
+from t1_edge.engines.race import Opener, race, read_and_write
 from t1_edge.errors import BuildError, DeviceError, InputError
 from t1_edge.golden import check_once
 from t1_edge.machine import available_threads
 
 EngineChoice = Literal["auto", "onnx", "gguf"]
 DocumentGraph = Literal["auto", "documents", "everything"]
+ReadingGraph = Literal["documents", "everything"]
 Device = Literal["auto", "cpu", "cuda", "metal"]
 
 
@@ -76,60 +78,63 @@ def open_engine(
     return _open(build, chosen.format, chosen.device, threads)
 
 
-def open_reader(build: Build, engine: Engine, graph: DocumentGraph = "auto") -> Engine | None:
-    """Open the graph for documents beside an engine.
+def reading_graph(
+    build: Build, running: EngineInfo, *, engine: EngineChoice, asked: DocumentGraph
+) -> ReadingGraph:
+    """Which graph reads documents: by itself the one for documents wherever it runs.
+
+    It is ONNX Runtime's on the CPU, and stands beside any engine there that was not asked for by
+    name: its vectors are the nearest to the float weights, and soonest there.
 
     Args:
         build: The build.
-        engine: Opened on it.
-        graph: Which graph reads documents; "auto" is the faster one, by a short measurement that is
-            made once for a build and machine.
-
-    Returns:
-        None if the engine itself should read them.
+        running: What was opened on it.
+        engine: What was asked for.
+        asked: Which graph was; "auto" if none.
 
     Raises:
-        BuildError: If the build's golden rows are damaged, or it has no graph that is asked for.
-        DeviceError: If the graph is asked for and what runs is not ONNX Runtime on the CPU.
+        BuildError: If the build has no graph that is asked for.
+        DeviceError: If it is asked for, and what runs is not on the CPU.
+        MissingExtraError: If it is asked for, and ONNX Runtime is not installed.
+    """
+    if asked == "documents":
+        _require_graph(build, running)
+        return "documents"
+    if asked == "everything" or not (build.has_documents_graph and running.device == "cpu"):
+        return "everything"
+    beside = engine == "auto" and "onnx" in usable_formats(build)
+    return "documents" if running.engine == "onnx" or beside else "everything"
+
+
+def open_reader(build: Build, *, threads: int) -> Engine:
+    """Open the graph for documents of a build that has one.
+
+    Args:
+        build: The build.
+        threads: CPU threads.
+
+    Raises:
+        BuildError: If the build's golden rows are damaged.
         EngineError: If ONNX Runtime refuses the graph, or fails, or golden vectors do not come out.
     """
-    info = engine.info
-    fits = (info.engine, info.device) == ("onnx", "cpu")
-    if graph == "documents":
-        _require_graph(build, info, fits=fits)
-    if graph == "everything" or not (build.has_documents_graph and fits):
-        return None
-    reader = open_documents(build.path, build.manifest.decoder, threads=info.threads)
+    reader = open_documents(build.path, build.manifest.decoder, threads=threads)
     try:
         check_once(build, reader)
-        faster = graph == "documents" or _is_faster(build, reader, engine)
     except BaseException:
         reader.close()
         raise
-    if faster:
-        return reader
-    reader.close()
-    return None
+    return reader
 
 
-def _require_graph(build: Build, info: EngineInfo, *, fits: bool) -> None:
+def _require_graph(build: Build, running: EngineInfo) -> None:
     if not build.has_documents_graph:
         raise BuildError(f"{build.path} has no graph for documents: export it with --documents")
-    if not fits:
+    if running.device != "cpu":
         raise DeviceError(
-            f"the graph for documents is ONNX Runtime's on the CPU, and here {info.library} runs "
-            f'on {info.device}: leave it out, or ask for engine="onnx" and device="cpu"'
+            f"the graph for documents is ONNX Runtime's on the CPU, and here {running.library} "
+            f'runs on {running.device}: leave it out, or ask for device="cpu"'
         )
-
-
-def _is_faster(build: Build, reader: Engine, engine: Engine) -> bool:
-    contestants: dict[str, Opener] = {
-        "everything": lambda: nullcontext(engine),
-        "documents": lambda: nullcontext(reader),
-    }
-    info = engine.info
-    seconds = race(build, contestants, read, [info.threads, info.library])
-    return seconds["documents"] < seconds["everything"]
+    require("onnx")
 
 
 def choose(
