@@ -138,6 +138,21 @@ def test_what_ends_a_thought_can_be_chosen(build: str, how: list[str], stopped_b
     assert anew["vector"] == row["vector"]
 
 
+def test_a_thought_can_be_given(build: str) -> None:
+    asked = ["encode", "--build", build, "--query", "where is it cold", "--json"]
+    given, other = (
+        json.loads(_run(*asked, "--thought", thought).stdout)["rows"][0]
+        for thought in ("snow north", "the water")
+    )
+    assert (given["thought"], other["thought"]) == ("snow north", "the water")
+    assert given["vector"] != other["vector"]
+
+
+def test_which_engine_is_faster_is_said_to_be_measured(build: str, own_cache: Path) -> None:
+    for expected in ("measuring once which is faster here: onnx or gguf\n", ""):
+        assert _run("encode", "--build", build, "lake", "--threads", "1").stderr == expected
+
+
 def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
     lines = "one\n" + "word " * 500 + "\n"
     arguments = ["encode", "--build", build, "--file", "-", "--json"]

@@ -40,8 +40,11 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
+        from t1_edge.cli.output import telling
+
         try:
-            return super().invoke(ctx)
+            with telling():
+                return super().invoke(ctx)
         except T1Error as e:
             raise click.ClickException(str(e)) from e
         except KeyboardInterrupt:

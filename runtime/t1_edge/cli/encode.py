@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     metavar="COSINE",
     help="End a thought once four tokens more leave the vector within this cosine.",
 )
+@click.option("--thought", metavar="TEXT", help="Read this behind each query in place of one.")
 @click.option("--no-cache", is_flag=True, help="Think again about queries that are known.")
 @click.option("--output", type=click.Path(dir_okay=False), help="Write float32 [n, d] as .npy.")
 @options.engine
@@ -60,6 +61,7 @@ def encode(
     budget: int | None,
     deadline: float | None,
     settle: float | None,
+    thought: str | None,
     no_cache: bool,
     output: str | None,
     engine: Any,
@@ -78,6 +80,7 @@ def encode(
         "budget": budget,
         "deadline": deadline,
         "settle": None if settle is None else Settle(cosine=settle),
+        "thought": thought,
     }
     asked = [name for name, value in thinking.items() if value is not None]
     asked += ["no-cache"] * no_cache
@@ -92,7 +95,8 @@ def encode(
         build, engine=engine, device=device, threads=threads, cache=not no_cache
     ) as encoder:
         rows = _queries(encoder, lines, thinking) if role == "query" else _documents(encoder, lines)
-        running = f"{encoder.info.library} on {encoder.info.device}"
+        ran = encoder.info if role == "query" else encoder.read_by()
+        running = f"{ran.library} on {ran.device}"
     cut = sum(row.truncated for row in rows)
     if cut:
         say(f"{cut} of {len(rows)} texts were longer than the build reads, and were cut")

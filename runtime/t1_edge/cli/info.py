@@ -16,7 +16,7 @@ def info(build: str, as_json: bool) -> None:
     """
     import msgspec
 
-    from t1_edge.build import Build
+    from t1_edge.build import DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS, Build
     from t1_edge.cache import find_build
 
     opened = Build(find_build(build))
@@ -36,8 +36,14 @@ def info(build: str, as_json: bool) -> None:
     for format in manifest.formats:
         figures = found.engines[format]
         click.echo(
-            f"{format:<12} {opened.size(format) / 2**20:,.0f} MiB, cosine to the float reference "
+            f"{format:<12} {opened.size(format) / 1e6:,.0f} MB, cosine to the float reference "
             f"{figures.cosine_mean:.4f} (worst {figures.cosine_min:.4f})"
+        )
+    if found.documents is not None:
+        more = sum(manifest.files[name].size for name in (DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS))
+        click.echo(
+            f"documents    {more / 1e6:,.0f} MB more, a graph in onnx that reads them, cosine "
+            f"{found.documents.cosine_mean:.4f} (worst {found.documents.cosine_min:.4f})"
         )
     if opened.has_cuda_graph:
         click.echo("onnx, cuda   a graph over the same weights, which no gate has run")

@@ -1,6 +1,7 @@
 """How commands speak: data on stdout, talk and progress on stderr."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,24 @@ _bars: Final[list[str]] = []
 def say(text: str) -> None:
     """A line of talk."""
     click.echo(f"{_CLEAR_LINE if _bars else ''}{text}", err=True)
+
+
+class _Telling(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Say what the library has to tell: why something takes long, what was passed over."""
+    log, handler = logging.getLogger("t1_edge"), _Telling()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
 
 
 def put_json(data: object) -> None:

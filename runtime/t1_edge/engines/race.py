@@ -1,5 +1,6 @@
 """Which of two engines is the faster one, here: a short measurement, kept in the cache."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,8 @@ _TOKENS: Final = 96  # of each row: a 4B reads two hundred tokens in ten seconds
 _STEPS: Final = 8
 _ENOUGH: Final = 0.3
 """Seconds after which no further repeat is begun."""
+
+_LOG: Final = logging.getLogger(__name__)
 
 Rows = Sequence[Sequence[int]]
 Work = Callable[[Engine, Rows], None]
@@ -44,6 +47,7 @@ def race(
     what = [build.state(), kernels(), list(contestants), key]
 
     def run() -> dict[str, float]:
+        _LOG.info("measuring once which is faster here: %s", " or ".join(contestants))
         golden = Golden.load(build.file(GOLDEN)).rows[:_ROWS]
         rows = [[*islice(cycle(row), _TOKENS)] for row in golden]
         return {name: _time(opener, work, rows) for name, opener in contestants.items()}
