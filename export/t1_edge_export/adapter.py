@@ -19,13 +19,7 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import (
-    Checkpoint,
-    Derived,
-    check_finite,
-    check_nothing_left,
-    hash_of,
-)
+from t1_edge_export.checkpoint import Checkpoint, check_finite, check_nothing_left, hash_of
 from t1_edge_export.decoder import EMBEDDING, HEAD, tensors
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
@@ -214,12 +208,21 @@ def _read(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Merged(Derived):
+class _Merged:
     """See `with_adapter`; `factors` by tensor, `new_rows` by tensor and token id."""
 
+    base: Checkpoint
     folder: Path
     factors: Mapping[str, _Factors]
     new_rows: Mapping[str, Mapping[int, Float32Array]]
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.base.decoder
+
+    @property
+    def tokenizer(self) -> str:
+        return self.base.tokenizer
 
     @cached_property
     def source(self) -> Source:
@@ -228,6 +231,10 @@ class _Merged(Derived):
         name = f"{base.id} + {self.folder.resolve().name}"
         digest = merged_sha256(base.sha256, self.folder)
         return msgspec.structs.replace(base, id=name, sha256=digest)
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         weights = self.base.rows(name, start, stop)

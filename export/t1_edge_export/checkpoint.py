@@ -5,7 +5,6 @@ A checkpoint is never held whole: `Checkpoint.rows` reads and converts what is a
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -58,33 +57,6 @@ class Checkpoint(Weights, Protocol):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights as they are stored, before they are converted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Derived:
-    """A checkpoint made of another: what a subclass does not say is as it was there."""
-
-    base: Checkpoint
-
-    @property
-    def decoder(self) -> Decoder:
-        """The base's shape."""
-        return self.base.decoder
-
-    @property
-    def tokenizer(self) -> str:
-        """The base's tokenizer.json."""
-        return self.base.tokenizer
-
-    @property
-    def source(self) -> Source:
-        """Where the base comes from."""
-        return self.base.source
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the base as it is stored."""
-        return self.base.stored_bytes
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import TOKENIZER, Decoder
+from t1_edge.build import TOKENIZER, Decoder, Source
 from t1_edge.contract import Contract
 from t1_edge.errors import CheckpointError, ContractError
-from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint, Derived
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
 from t1_edge_export.decoder import EMBEDDING, HEAD
 from t1_edge_export.gguf_tokenizer import added_token
 
@@ -47,7 +47,7 @@ def with_tokens(checkpoint: Checkpoint, contract: Contract) -> Checkpoint:
         added_token(at, token, special=True) for at, token in added.items()
     ]
     text = json.dumps(definition, ensure_ascii=False)
-    return _Extended(base=checkpoint, text=text, first=first, count=len(missing))
+    return _Extended(base=checkpoint, tokenizer=text, first=first, count=len(missing))
 
 
 def _check_added(missing: list[str], contract: Contract, checkpoint: Checkpoint) -> None:
@@ -100,10 +100,11 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, Any], set[str], int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Extended(Derived):
+class _Extended:
     """A checkpoint whose rows [first, first + count) of embedding and head are the mean row."""
 
-    text: str
+    base: Checkpoint
+    tokenizer: str
     first: int
     count: int
 
@@ -113,8 +114,12 @@ class _Extended(Derived):
         return msgspec.structs.replace(self.base.decoder, vocabulary=rows)
 
     @property
-    def tokenizer(self) -> str:
-        return self.text
+    def source(self) -> Source:
+        return self.base.source
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         if name not in (EMBEDDING, HEAD):

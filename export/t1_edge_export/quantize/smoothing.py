@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder
-from t1_edge_export.checkpoint import Checkpoint, Derived
+from t1_edge.build import Decoder, Source
+from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import layer_name, tensors
 
 Float32Array = NDArray[np.float32]
@@ -73,10 +73,27 @@ class Smoothing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Smoothed(Derived):
+class _Smoothed:
     """See `Smoothing.applied`."""
 
+    base: Checkpoint
     smoothing: Smoothing
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.base.decoder
+
+    @property
+    def tokenizer(self) -> str:
+        return self.base.tokenizer
+
+    @property
+    def source(self) -> Source:
+        return self.base.source
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         return self.smoothing.rows(name, self.base.rows(name, start, stop), start)
