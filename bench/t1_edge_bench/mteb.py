@@ -92,19 +92,21 @@ class MtebEncoder:
                 "training_datasets",
             )
         )
+        reader = self._encoder.read_by()
         return ModelMeta(
             name=f"t1-edge/{self._manifest.name}",
             revision=self.revision,
             embed_dim=self._encoder.hidden,
             max_tokens=min(limits.max_query_tokens, limits.max_document_tokens),
-            framework=[_FRAMEWORKS[self._encoder.info.engine]],
+            framework=sorted({_FRAMEWORKS[info.engine] for info in (self._encoder.info, reader)}),
             similarity_fn_name="cosine",
             use_instructions=True,
             experiment_kwargs={
                 "budget": self._budget,
                 "profile": self._manifest.profile,
                 "engine": self._encoder.info.engine,
-                "documents": self._encoder.read_by().graph,
+                "documents": reader.graph,
+                "documents_engine": reader.engine,
             },
             **unknown,
         )

@@ -26,6 +26,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         recall: recall@100, mean over the queries.
         build: As it was asked for; None for BM25, like all that follows.
         library: What ran it.
+        read_by: What read the documents, and by which graph.
         device: Where it ran.
         budget: Most tokens of a thought.
         settle: Cosine from which on a vector has come to rest, and its thought ends; None if
@@ -47,6 +48,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     recall: float = msgspec.field(name="recall@100")
     build: str | None = None
     library: str | None = None
+    read_by: str | None = None
     device: str | None = None
     budget: int | None = None
     settle: float | None = None
@@ -92,6 +94,7 @@ def quality(
         encoder=encoder, dataset=dataset, one_by_one=one_by_one, say=say, progress=progress
     )
     rows = [_judged("bm25", dataset, searcher.lexical)]
+    reader = encoder.read_by()
     vectors = searcher.documents  # before the clock of the first budget runs
     say(f"{len(vectors)} vectors of {vectors.shape[1]} dimensions")
     direct: Run | None = None
@@ -115,6 +118,7 @@ def quality(
                 _judged(system, dataset, run),
                 build=build,
                 library=encoder.info.library,
+                read_by=f"{reader.library}, {reader.graph}",
                 device=encoder.info.device,
                 budget=budget,
                 settle=settle.cosine if settle else None,

@@ -156,8 +156,19 @@ def tenths(figures: Sequence[float]) -> tuple[float, float]:
     return statistics.median(figures[tenth : 2 * tenth]), statistics.median(figures[-tenth:])
 
 
+class _AbandonedError(Exception):
+    """Who asked was killed: nobody would read what is found in an hour."""
+
+
 def _work(request: _Request) -> SoakRow:
     """What the process of its own does."""
+    try:
+        return _soaked(request)
+    except _AbandonedError:
+        os._exit(1)  # else it waits for another request for ever
+
+
+def _soaked(request: _Request) -> SoakRow:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["T1_EDGE_CACHE"] = cache
         with Encoder.load(request.path, engine=request.engine, threads=request.threads) as encoder:
@@ -195,7 +206,7 @@ def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
             until = began + seconds * number / _ROUNDS
             list(pool.map(_Caller.work, callers, repeat(until)))
             if asked_by is not None and not asked_by.is_alive():
-                os._exit(1)  # killed: nobody would read what is found in an hour
+                raise _AbandonedError
             _give_back_free_pages()
             samples.append(
                 Sample(

@@ -89,6 +89,12 @@ def _quality(manifest: Manifest) -> str:
     ]
     if found.cross_engine_min is not None:
         lines += ["", f"Between the engines, the worst is {found.cross_engine_min:.4f}."]
+    if found.documents is not None:
+        lines += [
+            "",
+            "Documents are read by a graph of their own in `onnx`, of the same weights in 8 bits: "
+            f"{found.documents.cosine_mean:.4f} (worst {found.documents.cosine_min:.4f}).",
+        ]
     if CUDA_GRAPH in manifest.files:
         lines += ["", f"`{CUDA_GRAPH}` is over the same weights as `onnx`; no gate has run it."]
     if found.drift_allowed:

@@ -80,7 +80,7 @@ def check_profile(
     formats: Collection[Format],
     *,
     budget: bool,
-    fitted: bool,
+    chosen: bool,
     packs: bool,
     cuda: bool,
     documents: bool,
@@ -91,7 +91,7 @@ def check_profile(
         profile: How it is quantized.
         formats: What is written.
         budget: Whether there is one.
-        fitted: Whether weights are rounded by more than the plain search.
+        chosen: Whether it was said how weights are rounded.
         packs: Whether the quantizer rounds to llama.cpp's own blocks too.
         cuda: With ONNX's graph for CUDA.
         documents: With ONNX's graph for documents.
@@ -100,7 +100,7 @@ def check_profile(
         ExportError: If it cannot.
     """
     if profile == "float":
-        _check_float(budget=budget, fitted=fitted)
+        _check_float(budget=budget, chosen=chosen)
     if profile == "native":
         _check_native(formats, budget=budget, packs=packs)
     if cuda:
@@ -109,10 +109,10 @@ def check_profile(
         _check_documents(formats, profile)
 
 
-def _check_float(*, budget: bool, fitted: bool) -> None:
+def _check_float(*, budget: bool, chosen: bool) -> None:
     if budget:
         raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
-    if fitted:
+    if chosen:
         raise ExportError(
             "the profile float rounds nothing: leave --calibration and --quantizer out"
         )

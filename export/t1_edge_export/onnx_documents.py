@@ -175,7 +175,7 @@ def write_documents(
     """Write documents.bin and its graph.
 
     Args:
-        directory: Where weights.bin is, whole.
+        directory: Where to; weights.bin stands there too, whose embedding the graph reads.
         checkpoint: The float weights.
         encodings: Of weights.bin, by tensor name.
         importance: Mean squared input of each channel, float32 [in], by tensor name, to smooth by;

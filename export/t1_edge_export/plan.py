@@ -68,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         within_budget: Whether 8 bits go to the layers that lose most to 4, which is measured while
             the export runs. Until then the figures are of another choice that fills the budget: it
             has other counts of tensors, and sizes that differ by less than a layer's.
+        destination: Where to.
         files: Sizes in bytes by name; of the large files, to within the length of a few names.
         free_disk: Bytes that there are at the destination.
         memory: Bytes that are resident at most in the exporter itself.
@@ -77,6 +78,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     tensors: tuple[Tensors, ...]
     within_budget: bool
+    destination: str
     files: dict[str, int]
     free_disk: int
     memory: int
@@ -122,6 +124,7 @@ def make_plan(
     return Plan(
         tensors=_count(decoder, encodings),
         within_budget=request.budget is not None,
+        destination=str(request.destination),
         files=files,
         free_disk=shutil.disk_usage(nearest_folder(request.destination)).free,
         memory=max(
@@ -145,7 +148,7 @@ def check_room(plan: Plan, *, resumed: bool = False) -> None:
     """
     check_memory("exporting", plan.memory, plan.free_memory)
     if not resumed:
-        check_disk("the build", plan.disk, plan.free_disk)
+        check_disk(plan.destination, plan.disk, plan.free_disk)
 
 
 def seconds_to_write(checkpoint: Checkpoint, request: Request) -> float:

@@ -84,7 +84,7 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
         request.profile,
         request.formats,
         budget=request.budget is not None,
-        fitted=bool(request.quantizer.calibration),
+        chosen=bool(request.quantizer.calibration),
         packs=request.quantizer.packed is not None,
         cuda=request.cuda,
         documents=request.documents,

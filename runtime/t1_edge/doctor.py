@@ -13,7 +13,7 @@ from t1_edge.cache import cached_builds, find_build
 from t1_edge.engines.devices import DEVICES, DeviceName
 from t1_edge.engines.nvidia import nvidia_driver
 from t1_edge.engines.probe import Probe, probe
-from t1_edge.engines.select import choose
+from t1_edge.engines.select import ReadingGraph, choose, reading_graph
 from t1_edge.errors import T1Error
 from t1_edge.machine import Processor, free_memory, processor, total_memory
 
@@ -27,6 +27,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
         build: As it was asked for.
         format: Whose engine; "" if none can run it.
         device: Where; "" if nowhere.
+        documents: Which graph reads documents; "" if none.
         reason: Why, or why not.
         seconds: What engines took for the same work, measured now.
     """
@@ -34,6 +35,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     build: str
     format: Format | str
     device: DeviceName | str
+    documents: ReadingGraph | str
     reason: str
     seconds: dict[str, float]
 
@@ -123,13 +125,15 @@ def _nvidia() -> str:
 
 def _chosen(build: str) -> Chosen:
     try:
-        found = choose(Build(find_build(build)), again=True)
+        opened = Build(find_build(build))
+        found = choose(opened, again=True)
     except T1Error as e:
-        return Chosen(build=build, format="", device="", reason=str(e), seconds={})
+        return Chosen(build=build, format="", device="", documents="", reason=str(e), seconds={})
     return Chosen(
         build=build,
         format=found.format,
         device=found.device,
+        documents=reading_graph(opened, found.format, found.device, engine="auto", asked="auto"),
         reason=found.reason,
         seconds=found.seconds,
     )

@@ -9,19 +9,13 @@ from typing import cast
 import numpy as np
 
 from t1_edge import __version__
-from t1_edge.build import TOKENIZER, Build
+from t1_edge.build import TOKENIZER, Build, Format
 from t1_edge.cache import QUERIES, cache_dir, find_build
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
+from t1_edge.engines import select
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array
-from t1_edge.engines.select import (
-    Device,
-    DocumentGraph,
-    EngineChoice,
-    open_engine,
-    open_reader,
-    reading_graph,
-)
+from t1_edge.engines.select import Device, DocumentGraph, EngineChoice
 from t1_edge.errors import BuildError, InputError
 from t1_edge.golden import check_once
 from t1_edge.machine import available_threads
@@ -84,31 +78,31 @@ class Encoder:
             engine: Which of the build's formats to run.
             device: Where to run it; one that cannot run is an error.
             threads: CPU threads; those of `t1_edge.machine.available_threads` if None.
-            documents: Which graph reads documents, where a build has one for them: that one, or the
-                engine's own for everything. "auto" takes that one wherever it runs, on the CPU,
-                unless `engine` is "gguf".
+            documents: Which graph reads documents: the one for "documents", where the build has it,
+                or the engine's for "everything". "auto" takes the former wherever it runs, in ONNX
+                Runtime on the CPU, unless `engine` is "gguf".
             cache: Keep vectors and thoughts of queries on disk, and give them again to who asks
                 the same. Texts are not kept.
 
         Raises:
-            BuildError: If the build is damaged, or lacks the format or the graph for documents
-                that is asked for.
+            BuildError: If the build is damaged, or lacks the format or graph that is asked for.
             CacheError: If there is no such build.
             ContractError: If its contract does not fit its tokenizer.
             DeviceError: If the device cannot run here, or not the graph for documents.
             EngineError: If the library cannot be loaded or refuses the files, or the build's
                 golden vectors do not come out.
-            InputError: If the number of threads is below 1.
-            MissingExtraError: If the engine's library is not installed.
+            InputError: If the number of threads is below 1, or no graph has that name.
+            MissingExtraError: If a library that is asked for is not installed, or none is.
         """
         opened = Build(find_build(build))
         manifest = opened.manifest
         codec = Codec(manifest.contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
         with process_cores().hold(available_threads() if threads is None else threads):
-            running = open_engine(opened, engine=engine, device=device, threads=threads)
+            running = select.open_engine(opened, engine=engine, device=device, threads=threads)
             try:
                 check_once(opened, running)
-                graph = reading_graph(opened, running.info, engine=engine, asked=documents)
+                format, where = cast(Format, running.info.engine), running.info.device
+                graph = select.reading_graph(opened, format, where, engine=engine, asked=documents)
             except BaseException:
                 running.close()
                 raise
@@ -120,14 +114,14 @@ class Encoder:
             fingerprint=manifest.fingerprint,
             hidden=hidden,
             cache=kept,
-            reader=partial(open_reader, opened, threads=running.info.threads)
+            reader=partial(select.open_reader, opened, threads=running.info.threads)
             if graph == "documents"
             else None,
         )
         loaded._again = partial(
             cls.load,
             opened.path.resolve(),
-            engine=cast(EngineChoice, running.info.engine),
+            engine=format,
             device=cast(Device, running.info.device),
             threads=threads,
             documents=graph,

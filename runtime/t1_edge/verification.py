@@ -14,7 +14,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         slack: How far below this export's worst cosine another machine's may fall: kernels for
             other processors round activations in another order.
         documents_mean: Least mean over golden documents, the graph for documents against the float
-            reference; 0 for a profile without such a graph.
+            reference.
         documents_min: Least of any of them.
     """
 
@@ -23,8 +23,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cross_min: float
     divergence: float
     slack: float
-    documents_mean: float = 0.0
-    documents_min: float = 0.0
+    documents_mean: float
+    documents_min: float
 
 
 class FreeRunning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,13 +76,11 @@ class DocumentFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         cosine_mean: Mean cosine at `<emb_token>` to the float reference over golden documents.
         cosine_min: The worst of them.
-        cross_min: Worst cosine to what the graph for everything makes of them, by fewer bits.
         floor: Least cosine that the golden documents must reach wherever the build is opened.
     """
 
     cosine_mean: float
     cosine_min: float
-    cross_min: float
     floor: float
 
 

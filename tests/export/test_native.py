@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from t1_edge.build import GGUF_MODEL, Build, Format
+from t1_edge.build import GGUF_MODEL, Build, Format, Profile
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
 from t1_edge.errors import CheckpointError, EngineError, ExportError, MissingExtraError
@@ -43,11 +43,15 @@ from tiny import TINY_CONTRACT, Family, Tiny
 def test_the_gguf_is_what_llama_cpp_makes_of_the_checkpoint(
     smollm2_gguf: Path, smollm2_statistics: Statistics, tmp_path: Path, calibrated: bool
 ) -> None:
-    checkpoint = open_checkpoint(smollm2_gguf)
-    quantizer = weighted(smollm2_statistics, checkpoint.decoder) if calibrated else SEARCH
-    importance = quantizer.importance()  # of smoothed channels, which theirs are not: as good here
+    source, checkpoint, quantizer = smollm2_gguf, open_checkpoint(smollm2_gguf), SEARCH
+    if calibrated:
+        quantizer = weighted(smollm2_statistics, checkpoint.decoder)
+        checkpoint = quantizer.smoothing.applied(checkpoint)
+        (tmp_path / "smoothed").mkdir()
+        _written(checkpoint, SEARCH, tmp_path / "smoothed", "float")
+        source = tmp_path / "smoothed" / GGUF_MODEL
     ours = _written(checkpoint, quantizer, tmp_path)
-    theirs = _quantized_by_llama_cpp(smollm2_gguf, importance, tmp_path / "theirs.gguf")
+    theirs = _quantized_by_llama_cpp(source, quantizer.importance(), tmp_path / "theirs.gguf")
     assert ours.keys() == theirs.keys()
     assert {kind for kind, _ in ours.values()} == {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"}
     for name, (kind, stored) in theirs.items():
@@ -59,9 +63,11 @@ def test_the_gguf_is_what_llama_cpp_makes_of_the_checkpoint(
 Stored = Mapping[str, tuple[str, NDArray[Any]]]
 
 
-def _written(checkpoint: Checkpoint, quantizer: Quantizer, folder: Path) -> Stored:
+def _written(
+    checkpoint: Checkpoint, quantizer: Quantizer, folder: Path, profile: Profile = "native"
+) -> Stored:
     decoder = checkpoint.decoder
-    encodings = choose_encodings(decoder, "native", ["gguf"])
+    encodings = choose_encodings(decoder, profile, ["gguf"])
     metadata = gguf_metadata(decoder, encodings, checkpoint.tokenizer, "ours", checkpoint.source)
     container = open_container("gguf", folder, decoder, encodings, metadata)
     journal = Journal.open(folder / "journal.jsonl", "")

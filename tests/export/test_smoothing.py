@@ -189,7 +189,7 @@ def test_squares_are_those_of_what_was_divided(way: Way) -> None:
     name = _name("mlp.down_proj")
     divided = inputs["down_proj"] / smoothing.inputs[name]
     np.testing.assert_allclose(
-        smoothing.squares(importance)[name], np.square(divided).mean(axis=0), rtol=1e-4
+        smoothing.importance(importance)[name], np.square(divided).mean(axis=0), rtol=1e-4
     )
 
 

@@ -25,7 +25,7 @@ GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
 
 EXAMPLE = Manifest(
-    schema=4,
+    schema=5,
     name="example",
     profile="portable",
     source=Source(
@@ -58,7 +58,15 @@ EXAMPLE = Manifest(
         rows=20,
         positions=70,
         tokenizer_texts=0,
-        bounds=Bounds(cosine_mean=0.95, cosine_min=0.9, cross_min=0.98, divergence=0.1, slack=0.01),
+        bounds=Bounds(
+            cosine_mean=0.95,
+            cosine_min=0.9,
+            cross_min=0.98,
+            divergence=0.1,
+            slack=0.01,
+            documents_mean=0.98,
+            documents_min=0.94,
+        ),
         engines={
             "onnx": EngineFigures(
                 library="x 1",
@@ -119,9 +127,9 @@ def _contract(**fields: object) -> bytes:
         (b"", "damaged"),
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b'{"schema": 4}', "missing required field"),
-        (_changed(schema=3), "schema 3, this t1-edge reads 4"),
-        (_changed(schema=5), "schema 5, this t1-edge reads 4"),
+        (b'{"schema": 5}', "missing required field"),
+        (_changed(schema=4), "schema 4, this t1-edge reads 5"),
+        (_changed(schema=6), "schema 6, this t1-edge reads 5"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
         (_changed(surprise=1), "unknown field `surprise`"),

@@ -148,8 +148,8 @@ def test_a_thought_can_be_given(build: str) -> None:
     assert given["vector"] != other["vector"]
 
 
-def test_which_engine_is_faster_is_said_to_be_measured(build: str, own_cache: Path) -> None:
-    for expected in ("measuring once which is faster here: onnx or gguf\n", ""):
+def test_which_engine_is_faster_is_measured_once_and_said(build: str, own_cache: Path) -> None:
+    for expected in ("measuring which is faster here: onnx or gguf\n", ""):
         assert _run("encode", "--build", build, "lake", "--threads", "1").stderr == expected
 
 

@@ -246,7 +246,7 @@ def test_the_race_is_run_once(
     }
 
     def run(key: int, *, again: bool = False) -> dict[str, float]:
-        return race.race(build, contestants, race.read_and_write, key, again=again)
+        return race.race(build, contestants, key, again=again)
 
     seconds = run(1)
     assert set(seconds) == set(FORMATS)

@@ -118,7 +118,9 @@ def quality(
         Encoder.load(build, engine=engine, device=device, threads=threads, cache=False) as encoder,
         progress(len(dataset.documents), "encoding documents") as update,
     ):
+        reader = encoder.read_by()
         say(f"{build} on {encoder.info.library}, {encoder.info.device}")
+        say(f"documents by {reader.library}, the graph for {reader.graph}")
         rows = measure(
             encoder,
             dataset,

@@ -60,8 +60,8 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option(
     "--documents",
     is_flag=True,
-    help="Write a second ONNX graph, over the same weights in 8 bits, that reads documents faster; "
-    "a byte more for each weight.",
+    help="Write a second ONNX graph, over the checkpoint's weights in 8 bits, that reads documents "
+    "faster, and nearer to the float weights; a byte more for each weight.",
 )
 @click.option(
     "--profile",
@@ -172,7 +172,7 @@ def export(
         profile,
         formats,
         budget=asked,
-        fitted=calibration not in (None, "none") or kind != "search",
+        chosen=calibration not in (None, "none") or kind != "search",
         packs=kind == "search",
         cuda=cuda,
         documents=documents,
@@ -210,7 +210,7 @@ def export(
     )
     if dry_run:
         _show(plan, seconds_to_write(opened, request), as_json)
-        check_room(plan)
+        check_room(plan, resumed=resume)
         return
     check_room(plan, resumed=resume)  # before statistics are collected for minutes
     bars = bars_in_bytes(opened)

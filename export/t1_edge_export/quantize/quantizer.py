@@ -86,7 +86,7 @@ def weighted(statistics: Statistics, decoder: Decoder) -> Quantizer:
         decoder: The shape that they are of.
     """
     smoothing = activation_aware(decoder, statistics.importance)
-    importance = smoothing.squares(statistics.importance)
+    importance = smoothing.importance(statistics.importance)
 
     def q4_0(spec: TensorSpec) -> RowQuantizer:
         return partial(quantize_q4_0, importance=importance[spec.name])

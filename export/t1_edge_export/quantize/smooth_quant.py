@@ -10,7 +10,7 @@ from t1_edge.build import Decoder
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Weights
 from t1_edge_export.decoder import TensorSpec, linear_layers
-from t1_edge_export.quantize.smoothing import Pair, Smoothing, at_least, moved
+from t1_edge_export.quantize.smoothing import Pair, Smoothing, floored, migrate
 from t1_edge_export.slabs import in_order, spans
 
 Float32Array = NDArray[np.float32]
@@ -49,10 +49,11 @@ def smooth(
         progress(spec.size)
 
     def beside_weights(pair: Pair, means: Float32Array) -> Float32Array:
-        weighed = pair.by_source(np.max([largest[name] for name in pair.readers], axis=0)).max(1)
-        return at_least(np.sqrt(means)) / at_least(weighed.reshape(-1))
+        readers = np.max([largest[name] for name in pair.readers], axis=0)
+        weights = pair.by_source(readers).max(axis=1).reshape(-1)
+        return floored(np.sqrt(means)) / floored(weights)
 
-    return moved(decoder, importance, beside_weights)
+    return migrate(decoder, importance, beside_weights)
 
 
 def _largest(weights: Weights, spec: TensorSpec, head_dim: int) -> Float32Array:

@@ -21,8 +21,7 @@ from t1_edge_export.decoder import layer_name, tensors
 Float32Array = NDArray[np.float32]
 
 _LEAST: Final = 1e-2
-"""What a channel counts at least, of the largest one: one that was silent over the texts of the
-statistics may speak over others, and is not to drown the rest."""
+"""See `floored`."""
 
 _PAIRS: Final = (
     ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -60,7 +59,7 @@ class Smoothing:
             rows = (rows.T / self.outputs[name][start : start + len(rows)]).T
         return rows
 
-    def squares(self, importance: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+    def importance(self, importance: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """Mean squared inputs, float32 [in] by tensor name, as they are behind the divisions."""
         found = dict(importance)
         for name, factors in self.inputs.items():
@@ -114,7 +113,7 @@ def activation_aware(decoder: Decoder, importance: Mapping[str, Float32Array]) -
     """
     if not importance:
         return Smoothing()
-    return moved(decoder, importance, lambda pair, means: at_least(np.sqrt(means)))
+    return migrate(decoder, importance, lambda pair, means: floored(np.sqrt(means)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,35 +123,34 @@ class Pair:
     Attributes:
         source: A norm, or a linear layer.
         readers: Linear layers.
-        groups: Runs of the source's channels, each of which is read `times` times: several heads of
-            queries may read one value.
-        times: See `groups`.
+        groups: Runs of the source's channels.
+        repeats: How often a reader has each run: several heads of queries may read one value.
     """
 
     source: str
     readers: tuple[str, ...]
     groups: int
-    times: int
+    repeats: int
 
     def by_source(self, inputs: Float32Array) -> Float32Array:
         """A reader's channels, float32 [in], along axis 1 those of one of the source's."""
-        return inputs.reshape(self.groups, self.times, -1)
+        return inputs.reshape(self.groups, self.repeats, -1)
 
     def by_reader(self, factors: Float32Array) -> Float32Array:
         """Of the source's channels, float32 [groups * n]: as a reader has them, [in]."""
-        return factors.reshape(self.groups, 1, -1).repeat(self.times, axis=1).reshape(-1)
+        return factors.reshape(self.groups, 1, -1).repeat(self.repeats, axis=1).reshape(-1)
 
 
 def _pairs(decoder: Decoder) -> Iterator[Pair]:
     shapes = {spec.name: spec.shape for spec in tensors(decoder)}
     for layer, (before, behind) in product(range(decoder.layers), _PAIRS):
         source, readers = layer_name(layer, before), [layer_name(layer, name) for name in behind]
-        times = shapes[readers[0]][1] // shapes[source][0]
-        groups = decoder.kv_heads if times > 1 else 1
-        yield Pair(source=source, readers=tuple(readers), groups=groups, times=times)
+        repeats = shapes[readers[0]][1] // shapes[source][0]
+        groups = decoder.kv_heads if repeats > 1 else 1
+        yield Pair(source=source, readers=tuple(readers), groups=groups, repeats=repeats)
 
 
-def moved(
+def migrate(
     decoder: Decoder,
     importance: Mapping[str, Float32Array],
     sizes: Callable[[Pair, Float32Array], Float32Array],
@@ -176,8 +174,12 @@ def moved(
     return Smoothing(inputs=inputs, outputs=outputs)
 
 
-def at_least(sizes: Float32Array) -> Float32Array:
-    """Sizes of channels, float32 [n], of which none is 0: see `_LEAST`."""
+def floored(sizes: Float32Array) -> Float32Array:
+    """Sizes of channels, float32 [n], each a hundredth of the largest one at least.
+
+    A channel that was silent over the texts of the statistics may speak over others, and is not to
+    drown the rest.
+    """
     largest = sizes.max()
     if largest == 0:
         return np.ones_like(sizes)

@@ -65,5 +65,7 @@ def _choice(report: "Report") -> Iterator[str]:
     chosen = report.chosen
     if chosen.format:
         yield f"auto       {chosen.format} on {chosen.device} for {chosen.build}: {chosen.reason}"
+        if chosen.documents == "documents":
+            yield "           onnx on cpu for its documents: they have a graph of their own"
     else:
         yield f"auto       nothing for {chosen.build}: {chosen.reason}"

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     metavar="COSINE",
     help="End a thought once four tokens more leave the vector within this cosine.",
 )
-@click.option("--thought", metavar="TEXT", help="Read this behind each query in place of one.")
+@click.option("--thought", metavar="TEXT", help="Read this as each query's thought; write none.")
 @click.option("--no-cache", is_flag=True, help="Think again about queries that are known.")
 @click.option("--output", type=click.Path(dir_okay=False), help="Write float32 [n, d] as .npy.")
 @options.engine

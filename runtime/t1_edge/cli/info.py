@@ -39,7 +39,7 @@ def info(build: str, as_json: bool) -> None:
             f"{format:<12} {opened.size(format) / 1e6:,.0f} MB, cosine to the float reference "
             f"{figures.cosine_mean:.4f} (worst {figures.cosine_min:.4f})"
         )
-    if found.documents is not None:
+    if opened.has_documents_graph and found.documents is not None:
         more = sum(manifest.files[name].size for name in (DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS))
         click.echo(
             f"documents    {more / 1e6:,.0f} MB more, a graph in onnx that reads them, cosine "

@@ -35,13 +35,14 @@ class _Telling(logging.Handler):
 def telling() -> Iterator[None]:
     """Say what the library has to tell: why something takes long, what was passed over."""
     log, handler = logging.getLogger("t1_edge"), _Telling()
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(logging.NOTSET)
+        log.setLevel(level)
 
 
 def put_json(data: object) -> None:

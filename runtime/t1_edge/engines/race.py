@@ -22,21 +22,19 @@ _ENOUGH: Final = 0.3
 _LOG: Final = logging.getLogger(__name__)
 
 Rows = Sequence[Sequence[int]]
-Work = Callable[[Engine, Rows], None]
 Opener = Callable[[], AbstractContextManager[Engine]]
 
 
 def race(
-    build: Build, contestants: Mapping[str, Opener], work: Work, key: object, *, again: bool = False
+    build: Build, contestants: Mapping[str, Opener], key: object, *, again: bool = False
 ) -> dict[str, float]:
-    """Seconds that engines take for the same work, the best of two times or more.
+    """Seconds that engines take to read two rows and write eight tokens, the best of two or more.
 
     A first time does not count, since it reads weights from a disk.
 
     Args:
         build: Its golden rows are read, drawn out to two of 96 tokens.
         contestants: What opens each engine, by name; they are opened one after another.
-        work: `read` or `read_and_write`.
         key: What the result depends on beside the build and the machine.
         again: Measure even if the cache knows.
 
@@ -47,39 +45,34 @@ def race(
     what = [build.state(), kernels(), list(contestants), key]
 
     def run() -> dict[str, float]:
-        _LOG.info("measuring once which is faster here: %s", " or ".join(contestants))
+        _LOG.info("measuring which is faster here: %s", " or ".join(contestants))
         golden = Golden.load(build.file(GOLDEN)).rows[:_ROWS]
         rows = [[*islice(cycle(row), _TOKENS)] for row in golden]
-        return {name: _time(opener, work, rows) for name, opener in contestants.items()}
+        return {name: _time(opener, rows) for name, opener in contestants.items()}
 
     return remembered("races", what, dict[str, float], run, again=again)
 
 
-def read(engine: Engine, rows: Rows) -> None:
-    """Read rows together."""
-    with engine.start(rows, room=1) as session:
-        session.peek(rows[0][-1])
-
-
-def read_and_write(engine: Engine, rows: Rows) -> None:
-    """Read rows together, then write eight tokens behind the first."""
-    read(engine, rows)
-    with engine.start(rows[:1], room=_STEPS + 1) as session:
-        for _ in range(_STEPS):
-            session.append({0: int(session.logits()[0].argmax())})
-
-
-def _time(opener: Opener, work: Work, rows: Rows) -> float:
+def _time(opener: Opener, rows: Rows) -> float:
     with opener() as engine:
-        work(engine, rows)
-        began, best = time.monotonic(), _once(engine, work, rows)
-        best = min(best, _once(engine, work, rows))
+        _work(engine, rows)
+        began, best = time.monotonic(), _once(engine, rows)
+        best = min(best, _once(engine, rows))
         while time.monotonic() - began < _ENOUGH:
-            best = min(best, _once(engine, work, rows))
+            best = min(best, _once(engine, rows))
     return best
 
 
-def _once(engine: Engine, work: Work, rows: Rows) -> float:
+def _once(engine: Engine, rows: Rows) -> float:
     began = time.perf_counter()
-    work(engine, rows)
+    _work(engine, rows)
     return time.perf_counter() - began
+
+
+def _work(engine: Engine, rows: Rows) -> None:
+    """Read rows together, then write eight tokens behind the first."""
+    with engine.start(rows, room=1) as session:
+        session.peek(rows[0][-1])
+    with engine.start(rows[:1], room=_STEPS + 1) as session:
+        for _ in range(_STEPS):
+            session.append({0: int(session.logits()[0].argmax())})

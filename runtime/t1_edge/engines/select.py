@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, Literal, get_args
 
 from t1_edge.build import Build, Format
-from t1_edge.engines.base import Engine, EngineInfo
+from t1_edge.engines.base import Engine
 from t1_edge.engines.devices import DEVICES, DeviceName, obstacle
 from t1_edge.engines.opening import (
     library_of,
@@ -19,7 +19,7 @@ from t1_edge.engines.opening import (
     usable_formats,
 )
 from t1_edge.engines.probe import ran_before
-from t1_edge.engines.race import Opener, race, read_and_write
+from t1_edge.engines.race import Opener, race
 from t1_edge.errors import BuildError, DeviceError, InputError
 from t1_edge.golden import check_once
 from t1_edge.machine import available_threads
@@ -79,7 +79,7 @@ def open_engine(
 
 
 def reading_graph(
-    build: Build, running: EngineInfo, *, engine: EngineChoice, asked: DocumentGraph
+    build: Build, running: Format, device: str, *, engine: EngineChoice, asked: DocumentGraph
 ) -> ReadingGraph:
     """Which graph reads documents: by itself the one for documents wherever it runs.
 
@@ -88,22 +88,26 @@ def reading_graph(
 
     Args:
         build: The build.
-        running: What was opened on it.
-        engine: What was asked for.
+        running: Whose engine queries have.
+        device: Where that runs.
+        engine: Which was asked for.
         asked: Which graph was; "auto" if none.
 
     Raises:
         BuildError: If the build has no graph that is asked for.
         DeviceError: If it is asked for, and what runs is not on the CPU.
+        InputError: If there is no such graph.
         MissingExtraError: If it is asked for, and ONNX Runtime is not installed.
     """
+    if asked not in get_args(DocumentGraph):
+        raise InputError(f"no graph {asked!r}; known are {', '.join(get_args(DocumentGraph))}")
     if asked == "documents":
-        _require_graph(build, running)
+        _require_graph(build, device)
         return "documents"
-    if asked == "everything" or not (build.has_documents_graph and running.device == "cpu"):
+    if asked == "everything" or not (build.has_documents_graph and device == "cpu"):
         return "everything"
     beside = engine == "auto" and "onnx" in usable_formats(build)
-    return "documents" if running.engine == "onnx" or beside else "everything"
+    return "documents" if running == "onnx" or beside else "everything"
 
 
 def open_reader(build: Build, *, threads: int) -> Engine:
@@ -116,6 +120,7 @@ def open_reader(build: Build, *, threads: int) -> Engine:
     Raises:
         BuildError: If the build's golden rows are damaged.
         EngineError: If ONNX Runtime refuses the graph, or fails, or golden vectors do not come out.
+        MissingExtraError: If ONNX Runtime is not installed.
     """
     reader = open_documents(build.path, build.manifest.decoder, threads=threads)
     try:
@@ -126,13 +131,13 @@ def open_reader(build: Build, *, threads: int) -> Engine:
     return reader
 
 
-def _require_graph(build: Build, running: EngineInfo) -> None:
+def _require_graph(build: Build, device: str) -> None:
     if not build.has_documents_graph:
         raise BuildError(f"{build.path} has no graph for documents: export it with --documents")
-    if running.device != "cpu":
+    if device != "cpu":
         raise DeviceError(
-            f"the graph for documents is ONNX Runtime's on the CPU, and here {running.library} "
-            f'runs on {running.device}: leave it out, or ask for device="cpu"'
+            f"the graph for documents is ONNX Runtime's on the CPU, and the build runs on {device} "
+            'here: leave it out, or ask for device="cpu"'
         )
     require("onnx")
 
@@ -182,7 +187,7 @@ def choose(
         for format in able
     }
     key = [at, threads, [library_of(format) for format in able]]
-    seconds = race(build, contestants, read_and_write, key, again=again)
+    seconds = race(build, contestants, key, again=again)
     fastest = min(able, key=seconds.__getitem__)
     figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
     why = f"the faster on {at}: {figures}"
