@@ -111,7 +111,9 @@ def check_profile(
 
 def _check_float(*, budget: bool, chosen: bool) -> None:
     if budget:
-        raise ExportError("the profile float has 32 bits everywhere: leave the budget out")
+        raise ExportError(
+            "the profile float has 32 bits everywhere: leave --bits and --target-size out"
+        )
     if chosen:
         raise ExportError(
             "the profile float rounds nothing: leave --calibration and --quantizer out"

@@ -138,6 +138,13 @@ def test_what_ends_a_thought_can_be_chosen(build: str, how: list[str], stopped_b
     assert anew["vector"] == row["vector"]
 
 
+def test_nothing_ends_a_thought_that_there_is_not(build: str) -> None:
+    asked = ["encode", "--build", build, "--query", "--budget", "0", "--settle", "0.9", "lake"]
+    found = _run(*asked)
+    assert found.exit_code == 1
+    assert "with a budget of 0 there is none: give --budget" in found.stderr
+
+
 def test_a_thought_can_be_given(build: str) -> None:
     asked = ["encode", "--build", build, "--query", "where is it cold", "--json"]
     given, other = (
@@ -149,8 +156,10 @@ def test_a_thought_can_be_given(build: str) -> None:
 
 
 def test_which_engine_is_faster_is_measured_once_and_said(build: str, own_cache: Path) -> None:
-    for expected in ("measuring which is faster here: onnx or gguf\n", ""):
-        assert _run("encode", "--build", build, "lake", "--threads", "1").stderr == expected
+    for expected in (["measuring which is faster here: onnx or gguf"], []):
+        *said, ran = _run("encode", "--build", build, "lake").stderr.splitlines()
+        assert said == expected
+        assert ran.endswith("on cpu, the graph for everything")
 
 
 def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
@@ -182,6 +191,7 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
         (["encode", "--build", "nowhere", "--budget", "3", "x"], 2, "--query"),
         (["encode", "--build", "nowhere", "--deadline", "3", "x"], 2, "--deadline is for queries"),
         (["encode", "--build", "nowhere", "--no-cache", "x"], 2, "--no-cache is for queries"),
+        (["encode", "--query", "--thought", "t", "--budget", "3", "x"], 2, "leave --budget"),
         (["export", "hf:no/where", "--profile", "native"], 1, "ask for one format"),
         (["info", "nowhere"], 1, "no build 'nowhere'"),
         (["encode", "--build", "nowhere", "x"], 1, "no build 'nowhere'"),

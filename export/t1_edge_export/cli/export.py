@@ -233,6 +233,7 @@ def _show(plan: "Plan", seconds: float, as_json: bool) -> None:
         return
     from t1_edge_export.room import in_gigabytes
 
+    click.echo(f"to {plan.destination}")
     for part in plan.tensors:
         click.echo(f"{part.encoding:<12}{part.count:>5} tensors {part.weights:>15,} weights")
     if plan.within_budget:

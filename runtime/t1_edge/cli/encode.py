@@ -86,6 +86,10 @@ def encode(
     asked += ["no-cache"] * no_cache
     if asked and role != "query":
         raise click.UsageError(f"--{asked[0]} is for queries: give --query")
+    if thought is not None and any(name in asked for name in ("budget", "deadline", "settle")):
+        raise click.UsageError(
+            "--thought is read, and none is written: leave --budget, --deadline and --settle out"
+        )
     if not texts and file is None:
         raise click.UsageError("give texts, or --file")
     lines = [*texts, *_lines(file)]
@@ -94,9 +98,16 @@ def encode(
     with Encoder.load(
         build, engine=engine, device=device, threads=threads, cache=not no_cache
     ) as encoder:
+        most = encoder.codec.contract.budget if budget is None else budget
+        if most == 0 and (deadline is not None or settle is not None):
+            raise InputError(
+                "--deadline and --settle end a thought, and with a budget of 0 there is none: give "
+                "--budget"
+            )
         rows = _queries(encoder, lines, thinking) if role == "query" else _documents(encoder, lines)
         ran = encoder.info if role == "query" else encoder.read_by()
         running = f"{ran.library} on {ran.device}"
+        graph = ran.graph
     cut = sum(row.truncated for row in rows)
     if cut:
         say(f"{cut} of {len(rows)} texts were longer than the build reads, and were cut")
@@ -105,9 +116,12 @@ def encode(
         say(f"{len(rows)} vectors of {len(rows[0].vector)} dimensions in {output} ({running})")
     if as_json:
         data = [row.about | {"vector": row.vector.tolist()} for row in rows]
-        put_json({"build": build, "engine": running, "truncated": cut, "rows": data})
+        put_json(
+            {"build": build, "engine": running, "graph": graph, "truncated": cut, "rows": data}
+        )
     elif not output:
         _show(rows)
+        say(f"by {running}, the graph for {graph}")
 
 
 @dataclass(frozen=True, kw_only=True)
