@@ -23,6 +23,7 @@ from t1_edge.engines.opening import require
 from t1_edge.engines.select import open_engine
 from t1_edge.errors import EngineError
 from t1_edge.machine import available_threads, peak_resident_bytes
+from t1_edge.processes import how_ended
 from t1_edge_bench.pydoc import passages, questions
 
 _WARM_UP: Final = 2
@@ -165,8 +166,7 @@ def _watch(command: Sequence[str], what: str, say: Callable[[str], None]) -> Non
             process.kill()
             raise
     if process.returncode:
-        end = "".join(last).strip()[-500:] or "it said nothing"
-        raise EngineError(f"{what} ended with code {process.returncode}: {end}")
+        raise EngineError(f"{what} {how_ended(process.returncode, ''.join(last))}")
 
 
 def _measure(request: _Request) -> LatencyRow:

@@ -4,7 +4,6 @@ What an engine takes in memory is given back when it ends, and a library that cr
 export with it.
 """
 
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from t1_edge.build import TOKENIZER, Decoder, Format
 from t1_edge.contract import Codec
 from t1_edge.engines.opening import open_format
 from t1_edge.errors import EngineError, T1Error
+from t1_edge.processes import how_ended
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.trial import Answers, Trial, ask
 
@@ -63,15 +63,9 @@ def ask_format(
         if refused.exists():
             raise EngineError(f"{format} cannot be verified: {refused.read_text(encoding='utf-8')}")
         if done.returncode:
-            raise EngineError(f"{format} cannot be verified: {_reason(done)}")
+            how = how_ended(done.returncode, done.stderr)
+            raise EngineError(f"{format} cannot be verified: its engine {how}")
         return Answers.load(answered)
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode == -signal.SIGKILL:
-        return "its engine was killed, as systems do when memory runs out: end other programs first"
-    end = done.stderr.strip()[-500:] or "it said nothing"
-    return f"its engine ended with code {done.returncode}: {end}"
 
 
 def _answer(asked: Path, answered: Path) -> None:

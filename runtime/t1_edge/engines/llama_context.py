@@ -44,13 +44,21 @@ class Context:
         threads: CPU threads.
         exact: Keep the cache and attend in float32, at half the speed.
         device: "cpu", or a GPU's, which gets every block.
+        pack: Let llama.cpp pack weights anew for the processor's kernels.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
     """
 
     def __init__(
-        self, model: Path, decoder: Decoder, *, threads: int, exact: bool, device: str = "cpu"
+        self,
+        model: Path,
+        decoder: Decoder,
+        *,
+        threads: int,
+        exact: bool,
+        device: str = "cpu",
+        pack: bool = True,
     ) -> None:
         import llama_cpp
 
@@ -63,6 +71,7 @@ class Context:
         llama_log.collect(llama_cpp)
         parameters = self._api.llama_model_default_params()
         parameters.n_gpu_layers = 0 if device == "cpu" else -1
+        parameters.use_extra_bufts = pack
         if device == "cpu":
             # Mapped pages would stay beside the weights that are packed anew for the kernels.
             parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
@@ -77,11 +86,6 @@ class Context:
         # What is forgotten is freed, too; not at the end of the process, where a thread may decode.
         weakref.finalize(self, self._held.close).atexit = False
         self._check_shape(model, decoder)
-
-    @property
-    def library(self) -> str:
-        """What runs, and its version."""
-        return f"llama.cpp (llama-cpp-python {self._api.__version__})"
 
     @property
     def cells(self) -> int:

@@ -26,6 +26,7 @@ from t1_edge.engines.opening import library_of, open_format
 from t1_edge.errors import T1Error
 from t1_edge.golden import check
 from t1_edge.machine import kernels
+from t1_edge.processes import how_ended
 
 PROBE_BUILD: Final = Path(__file__).parents[1] / "data" / "probe"
 
@@ -77,8 +78,7 @@ def probe(format: Format, device: DeviceName) -> Probe:
     try:
         return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Probe)
     except msgspec.MsgspecError:
-        last = done.stderr.strip()[-300:] or "it said nothing"
-        reason = f"the process that tried ended with code {done.returncode}: {last}"
+        reason = f"the process that tried {how_ended(done.returncode, done.stderr)}"
         return Probe(format=format, device=device, ran=False, reason=reason)
 
 
@@ -103,7 +103,7 @@ def _run(format: Format, device: DeviceName) -> Probe:
     try:
         library, reason = library_of(format), obstacle(format, device)
         if reason is None:
-            _check_tiny(format, device)
+            library = _check_tiny(format, device)
     except T1Error as e:
         library, reason = "", str(e)
     return Probe(
@@ -116,14 +116,15 @@ def _run(format: Format, device: DeviceName) -> Probe:
     )
 
 
-def _check_tiny(format: Format, device: DeviceName) -> None:
-    """Have the tiny build's golden vectors come out."""
+def _check_tiny(format: Format, device: DeviceName) -> str:
+    """Have the tiny build's golden vectors come out; what ran."""
     build = Build(PROBE_BUILD)
     decoder = build.manifest.decoder
     with closing(
         open_format(build.path, format, decoder, exact=False, device=device, threads=1)
     ) as engine:
         check(build, engine)
+        return engine.info.library
 
 
 if __name__ == "__main__":
