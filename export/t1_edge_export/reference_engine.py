@@ -24,9 +24,15 @@ def reference_memory(decoder: Decoder) -> int:
 
     As much again is for the tokens' states.
     """
-    whole = 4 * weight_count(decoder)
     block = 4 * sum(spec.size for spec in layer_tensors(decoder, 0))
-    return whole if whole <= _KEPT else 2 * block + 4 * SLAB_ROWS * decoder.hidden
+    if is_kept(decoder):
+        return 4 * weight_count(decoder)
+    return 2 * block + 4 * SLAB_ROWS * decoder.hidden
+
+
+def is_kept(decoder: Decoder) -> bool:
+    """Whether the reference keeps a decoder's weights, and reads them once."""
+    return 4 * weight_count(decoder) <= _KEPT
 
 
 class ReferenceEngine:
@@ -42,12 +48,11 @@ class ReferenceEngine:
 
     def __init__(self, checkpoint: Checkpoint, *, keep: bool | None = None) -> None:
         self._decoder = checkpoint.decoder
-        small = 4 * weight_count(self._decoder) <= _KEPT
         self._sizes = {spec.name: spec.size for spec in linear_layers(self._decoder)}
         self._progress: Progress = silent
         self._reference = Reference(
             checkpoint,
-            keep=small if keep is None else keep,
+            keep=is_kept(self._decoder) if keep is None else keep,
             observe=lambda name, inputs: self._progress(self._sizes[name]),
         )
         library, threads = f"numpy {np.__version__}", available_threads()

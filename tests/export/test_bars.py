@@ -14,7 +14,7 @@ from t1_edge_export.contracts import find_contract
 from t1_edge_export.decoder import linear_weight_count, weight_count
 from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
-from t1_edge_export.quantize.calibration import Kind, find_quantizer
+from t1_edge_export.quantize.calibration import Kind, read_calibration
 from t1_edge_export.request import Request
 from t1_edge_export.trial import BUDGETS
 from t1_edge_export.vocabulary import with_tokens
@@ -40,9 +40,8 @@ def test_every_long_step_has_a_bar_that_is_filled(
     (tmp_path / "texts.jsonl").write_text(TEXTS)
     calibration = str(tmp_path / "texts.jsonl")
     said: list[str] = []
-    quantizer = find_quantizer(
-        kind, calibration, checkpoint, TINY_CONTRACT, say=said.append, bars=bars
-    )
+    read = read_calibration(kind, calibration, checkpoint, TINY_CONTRACT)
+    quantizer = read.fit(checkpoint, say=said.append, bars=bars)
     request = Request(
         name="tiny",
         destination=tmp_path / "build",

@@ -15,7 +15,7 @@ from t1_edge.contract import Codec
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, find_quantizer, read_rows
+from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, read_calibration, read_rows
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
 
@@ -74,7 +74,7 @@ def test_a_missing_file_is_named(tmp_path: Path, codec: Codec) -> None:
 def test_gptq_wants_texts(calibration: str, tiny: Callable[..., Tiny]) -> None:
     checkpoint = open_checkpoint(tiny("llama").folder)
     with pytest.raises(ExportError, match=r"\.jsonl"):
-        find_quantizer("gptq", calibration, checkpoint, TINY_CONTRACT)
+        read_calibration("gptq", calibration, checkpoint, TINY_CONTRACT)
 
 
 @pytest.fixture
@@ -110,9 +110,12 @@ def test_texts_ship_and_are_what_is_fitted_to(tiny: Callable[..., Tiny], codec: 
     rows = read_rows(DEFAULT_TEXTS, codec)
     assert len(rows) == 140
     checkpoint = with_tokens(open_checkpoint(tiny("llama").folder), TINY_CONTRACT)
-    found = find_quantizer("search", None, checkpoint, TINY_CONTRACT)
-    assert found.calibration.endswith("140 rows of calibration.jsonl")
-    assert find_quantizer("search", "none", checkpoint, TINY_CONTRACT).calibration == ""
+    found = read_calibration("search", None, checkpoint, TINY_CONTRACT)
+    assert found.tokens == sum(map(len, rows))
+    assert found.fit(checkpoint).calibration.endswith("140 rows of calibration.jsonl")
+    nothing = read_calibration("search", "none", checkpoint, TINY_CONTRACT)
+    assert nothing.tokens == 0
+    assert nothing.fit(checkpoint).calibration == ""
 
 
 def test_what_was_collected_is_saved_and_read_again(
@@ -145,7 +148,7 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     checkpoint = open_checkpoint(tiny("llama").folder)
     with pytest.raises(ExportError, match=message):
-        find_quantizer(kind, calibration, checkpoint, TINY_CONTRACT, save=tmp_path / "s.gguf")
+        read_calibration(kind, calibration, checkpoint, TINY_CONTRACT, save=tmp_path / "s.gguf")
 
 
 def test_a_place_that_is_taken_is_refused_before_anything_is_collected(

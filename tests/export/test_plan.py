@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,9 @@ from t1_edge.errors import ExportError
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.containers import PlacedFile
 from t1_edge_export.decoder import weight_count
-from t1_edge_export.plan import check_room, make_plan, seconds_to_write
+from t1_edge_export.plan import check_room, make_plan
 from t1_edge_export.request import Request
+from t1_edge_export.timing import probe_seconds
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
 
@@ -44,7 +46,20 @@ def test_sizes_are_those_of_the_files(
     for name, size in plan.files.items():
         assert size == pytest.approx(manifest.files[name].size, abs=200)
     assert sum(part.weights for part in plan.tensors) == weight_count(manifest.decoder)
-    assert seconds_to_write(checkpoint, request) > 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("profile", "documents"), [("float", False), ("portable", True)])
+def test_a_probe_has_seconds_for_each_stage_and_leaves_nothing(
+    tiny: Callable[..., Tiny], tmp_path: Path, profile: Profile, documents: bool
+) -> None:
+    checkpoint = with_tokens(open_checkpoint(tiny("qwen3").folder), TINY_CONTRACT)
+    request = replace(_request(tmp_path / "x", profile), documents=documents)
+    found = probe_seconds(checkpoint, request)
+    assert found.collecting == 0
+    assert found.writing > 0
+    assert found.reference > 0
+    assert probe_seconds(checkpoint, request, collected_tokens=100).collecting > 0
     assert os.listdir(tmp_path) == []
 
 
@@ -75,6 +90,7 @@ def test_the_command_says_what_it_would_do(
     assert "that are free" in plain.stdout
     found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert {part["encoding"] for part in found["tensors"]} == {"q4_0", "q8_0", "f32"}
+    assert set(found["seconds"]) == {"collecting", "writing", "reference"}
     assert not (tmp_path / "b").exists()
 
 

@@ -14,6 +14,7 @@ from t1_edge_export.cli.talk import bars_in_bytes, timed_say
 
 if TYPE_CHECKING:
     from t1_edge_export.plan import Plan
+    from t1_edge_export.timing import Seconds
 
 
 _NATIVE_BITS = 5.0
@@ -152,12 +153,12 @@ def export(
     from t1_edge_export.contracts import contract_beside, find_contract
     from t1_edge_export.formats import check_profile
     from t1_edge_export.pipeline import export as write
-    from t1_edge_export.plan import check_room, make_plan, seconds_to_write
+    from t1_edge_export.plan import check_room, make_plan
     from t1_edge_export.precision import Budget
-    from t1_edge_export.quantize.calibration import calibration_tokens, find_quantizer
-    from t1_edge_export.quantize.quantizer import gptq_memory
+    from t1_edge_export.quantize.calibration import read_calibration
     from t1_edge_export.request import Request, check_request
     from t1_edge_export.sources import find_source
+    from t1_edge_export.timing import probe_seconds
     from t1_edge_export.vocabulary import with_tokens
 
     if bits is not None and target_size is not None:
@@ -202,22 +203,21 @@ def export(
         allow_drift=allow_drift,
     )
     check_request(opened, request)
+    calibrated = read_calibration(kind, calibration, opened, found, save=save_statistics)
     plan = make_plan(
         opened,
         request,
-        quantizer_memory=gptq_memory(opened.decoder) if kind == "gptq" else 0,
-        collected_tokens=calibration_tokens(kind, calibration, opened, found, save=save_statistics),
+        quantizer_memory=calibrated.quantizer_memory(opened.decoder),
+        collected_tokens=calibrated.tokens,
     )
     if dry_run:
-        _show(plan, seconds_to_write(opened, request), as_json)
+        _show(plan, probe_seconds(opened, request, collected_tokens=calibrated.tokens), as_json)
         check_room(plan, resumed=resume)
         return
     check_room(plan, resumed=resume)  # before statistics are collected for minutes
     bars = bars_in_bytes(opened)
-    fitted = find_quantizer(
-        kind, calibration, opened, found, save=save_statistics, say=talk, bars=bars
-    )
-    build = write(opened, replace(request, quantizer=fitted), say=talk, bars=bars)
+    request = replace(request, quantizer=calibrated.fit(opened, say=talk, bars=bars))
+    build = write(opened, request, say=talk, bars=bars)
     if as_json:
         sizes = {format: build.size(format) for format in build.manifest.formats}
         put_json({"path": str(build.path), "fingerprint": build.manifest.fingerprint} | sizes)
@@ -225,11 +225,11 @@ def export(
     click.echo(str(build.path))
 
 
-def _show(plan: "Plan", seconds: float, as_json: bool) -> None:
+def _show(plan: "Plan", seconds: "Seconds", as_json: bool) -> None:
     import msgspec
 
     if as_json:
-        put_json(msgspec.to_builtins(plan) | {"seconds": seconds})
+        put_json(msgspec.to_builtins(plan) | {"seconds": msgspec.to_builtins(seconds)})
         return
     from t1_edge_export.room import in_gigabytes
 
@@ -249,4 +249,8 @@ def _show(plan: "Plan", seconds: float, as_json: bool) -> None:
         f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies; "
         f"{in_gigabytes(plan.free_memory)} are free"
     )
-    click.echo(f"time: about {seconds:.0f} s to write, and to verify on top of that")
+    collecting = f"{seconds.collecting:.0f} s for statistics, " if seconds.collecting else ""
+    click.echo(
+        f"time: about {collecting}{seconds.writing:.0f} s to write, {seconds.reference:.0f} s for "
+        "the float reference, and what engines take to verify"
+    )

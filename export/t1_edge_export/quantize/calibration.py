@@ -1,11 +1,13 @@
 """What a quantizer is fitted to: an importance matrix, or texts of the shape that a T1 meets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from t1_edge.build import Decoder
 from t1_edge.contract import Codec, Contract
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge.tokenization import TextTokenizer
@@ -16,9 +18,10 @@ from t1_edge_export.quantize.quantizer import (
     SEARCH,
     Quantizer,
     compensated,
+    gptq_memory,
     weighted,
 )
-from t1_edge_export.quantize.statistics import collect, read_statistics
+from t1_edge_export.quantize.statistics import Statistics, collect, read_statistics
 
 Kind = Literal["search", "gptq", "rtn"]
 
@@ -29,17 +32,72 @@ _MATRIX_SUFFIX: Final = ".gguf"
 """How the name of an importance matrix ends; anything else is texts."""
 
 
-def find_quantizer(
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a quantizer is fitted to, read and checked; nothing has run over it.
+
+    Attributes:
+        kind: The search for scales, GPTQ, or plain rounding.
+        statistics: Of an importance matrix; None without one.
+        rows: Token rows of texts, each ending in `<emb_token>`; none without texts.
+        dataset: What the rows are, for people to read.
+        save: Where to write the statistics that are collected over rows, as an importance matrix.
+    """
+
+    kind: Kind
+    statistics: Statistics | None = None
+    rows: Sequence[tuple[int, ...]] = ()
+    dataset: str = ""
+    save: Path | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many pass through the float weights."""
+        return sum(map(len, self.rows))
+
+    def quantizer_memory(self, decoder: Decoder) -> int:
+        """Bytes that the quantizer will have resident, see `Quantizer.memory`."""
+        return gptq_memory(decoder) if self.kind == "gptq" else 0
+
+    def fit(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        bars: Bars = no_bars,
+    ) -> Quantizer:
+        """The quantizer; the search over texts collects statistics now, GPTQ as it goes.
+
+        Args:
+            checkpoint: What is exported, with the contract's tokens.
+            say: Called with a line of talk before something that takes long.
+            bars: Shows how far it is.
+
+        Raises:
+            CheckpointError: If a tensor cannot be read.
+            ExportError: If memory is too small, or the statistics cannot be saved.
+        """
+        if self.statistics:
+            return weighted(self.statistics, checkpoint.decoder)
+        if not self.rows:
+            return ROUNDING if self.kind == "rtn" else SEARCH
+        if self.kind == "gptq":
+            return compensated(checkpoint, self.rows, self.dataset, say=say, bars=bars)
+        found = collect(checkpoint, self.rows, self.dataset, say=say, bars=bars)
+        if self.save:
+            found.save(self.save, checkpoint.decoder)
+        return weighted(found, checkpoint.decoder)
+
+
+def read_calibration(
     kind: Kind,
     calibration: str | None,
     checkpoint: Checkpoint,
     contract: Contract,
     *,
     save: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    bars: Bars = no_bars,
-) -> Quantizer:
-    """The quantizer that an export asks for.
+) -> Calibration:
+    """Read what an export is asked to calibrate with.
 
     Args:
         kind: The search for scales, GPTQ, or plain rounding.
@@ -47,49 +105,7 @@ def find_quantizer(
             (see `read_rows`). None is "default", and "none" for plain rounding.
         checkpoint: What is exported, with the contract's tokens.
         contract: What makes rows of texts.
-        save: Where to write the statistics that are collected, as an importance matrix.
-        say: Called with a line of talk before something that takes long.
-        bars: Shows how far it is.
-
-    Raises:
-        CheckpointError: If a file is damaged, or of another model.
-        ExportError: If the calibration is not one of the quantizer's, nothing is collected that
-            could be saved, or it cannot be saved.
-    """
-    calibration = _asked(kind, calibration, save)
-    if calibration == "none":
-        return ROUNDING if kind == "rtn" else SEARCH
-    if calibration.endswith(_MATRIX_SUFFIX):
-        return weighted(read_statistics(Path(calibration), checkpoint.decoder), checkpoint.decoder)
-    path = _texts(calibration)
-    rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
-    dataset = f"{len(rows)} rows of {path.name}"
-    if kind == "gptq":
-        return compensated(checkpoint, rows, dataset, say=say, bars=bars)
-    statistics = collect(checkpoint, rows, dataset, say=say, bars=bars)
-    if save:
-        statistics.save(save, checkpoint.decoder)
-    return weighted(statistics, checkpoint.decoder)
-
-
-def calibration_tokens(
-    kind: Kind,
-    calibration: str | None,
-    checkpoint: Checkpoint,
-    contract: Contract,
-    *,
-    save: Path | None = None,
-) -> int:
-    """How many tokens an export would pass through the float weights first; 0 without texts.
-
-    What `find_quantizer` would refuse is refused.
-
-    Args:
-        kind: See `find_quantizer`, as the rest.
-        calibration: Likewise.
-        checkpoint: Likewise.
-        contract: Likewise.
-        save: Likewise.
+        save: Where to write the statistics that are collected.
 
     Raises:
         CheckpointError: If a file is damaged, or of another model.
@@ -100,12 +116,14 @@ def calibration_tokens(
     """
     calibration = _asked(kind, calibration, save)
     if calibration == "none":
-        return 0
+        return Calibration(kind=kind)
     if calibration.endswith(_MATRIX_SUFFIX):
-        read_statistics(Path(calibration), checkpoint.decoder)
-        return 0
-    codec = Codec(contract, TextTokenizer(checkpoint.tokenizer))
-    return sum(map(len, read_rows(_texts(calibration), codec)))
+        statistics = read_statistics(Path(calibration), checkpoint.decoder)
+        return Calibration(kind=kind, statistics=statistics)
+    path = _texts(calibration)
+    rows = read_rows(path, Codec(contract, TextTokenizer(checkpoint.tokenizer)))
+    dataset = f"{len(rows)} rows of {path.name}"
+    return Calibration(kind=kind, rows=rows, dataset=dataset, save=save)
 
 
 def _asked(kind: Kind, calibration: str | None, save: Path | None) -> str:
