@@ -245,8 +245,8 @@ def test_the_race_is_run_once(
         for format in FORMATS
     }
 
-    def run(key: int, *, again: bool = False) -> dict[str, float]:
-        return race.race(build, contestants, key, again=again)
+    def run(key: int, *, documents: bool = True, again: bool = False) -> dict[str, float]:
+        return race.race(build, contestants, key, documents=documents, again=again)
 
     seconds = run(1)
     assert set(seconds) == set(FORMATS)
@@ -254,6 +254,7 @@ def test_the_race_is_run_once(
     monkeypatch.setattr(race, "_time", lambda *_: 5.0)
     assert run(1) == seconds
     assert run(2) == {"onnx": 5.0, "gguf": 5.0}
+    assert run(1, documents=False) == {"onnx": 5.0, "gguf": 5.0}
     assert run(1, again=True) == {"onnx": 5.0, "gguf": 5.0}
 
 

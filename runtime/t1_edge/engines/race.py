@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Final
 
@@ -13,66 +14,85 @@ from t1_edge.engines.base import Engine
 from t1_edge.golden import Golden
 from t1_edge.machine import kernels
 
-_ROWS: Final = 2
-_TOKENS: Final = 96  # of each row: a 4B reads two hundred tokens in ten seconds
-_STEPS: Final = 8
+_DOCUMENTS: Final = 2
+_DOCUMENT: Final = 96  # tokens: a 4B reads two hundred in ten seconds
+_QUERY: Final = 24
+_THOUGHT: Final = 16  # at most
 _ENOUGH: Final = 0.3
 """Seconds after which no further repeat is begun."""
 
 _LOG: Final = logging.getLogger(__name__)
 
-Rows = Sequence[Sequence[int]]
 Opener = Callable[[], AbstractContextManager[Engine]]
 
 
 def race(
-    build: Build, contestants: Mapping[str, Opener], key: object, *, again: bool = False
+    build: Build,
+    contestants: Mapping[str, Opener],
+    key: object,
+    *,
+    documents: bool,
+    again: bool = False,
 ) -> dict[str, float]:
-    """Seconds that engines take to read two rows and write eight tokens, the best of two or more.
+    """Seconds that engines take for a query, and for two documents if these are theirs, too.
 
-    A first time does not count, since it reads weights from a disk.
+    The best of two times or more; a first one does not count, since it reads weights from a disk.
 
     Args:
-        build: Its golden rows are read, drawn out to two of 96 tokens.
+        build: Golden rows are drawn out to a query of 24 tokens, behind which the contract's budget
+            is written, up to 16, and documents of 96.
         contestants: What opens each engine, by name; they are opened one after another.
         key: What the result depends on beside the build and the machine.
+        documents: Whether they are to read documents.
         again: Measure even if the cache knows.
 
     Raises:
         BuildError: If the golden rows are damaged.
         EngineError: If an engine cannot be opened, or fails.
     """
-    what = [build.state(), kernels(), list(contestants), key]
+    what = [build.state(), kernels(), list(contestants), documents, key]
 
     def run() -> dict[str, float]:
         _LOG.info("measuring which is faster here: %s", " or ".join(contestants))
-        golden = Golden.load(build.file(GOLDEN)).rows[:_ROWS]
-        rows = [[*islice(cycle(row), _TOKENS)] for row in golden]
-        return {name: _time(opener, rows) for name, opener in contestants.items()}
+        rows = Golden.load(build.file(GOLDEN)).rows
+        work = _Work(
+            query=[*islice(cycle(rows[0]), _QUERY)],
+            budget=min(build.manifest.contract.budget, _THOUGHT),
+            documents=[[*islice(cycle(row), _DOCUMENT)] for row in rows[:_DOCUMENTS]]
+            if documents
+            else [],
+        )
+        return {name: _time(opener, work) for name, opener in contestants.items()}
 
     return remembered("races", what, dict[str, float], run, again=again)
 
 
-def _time(opener: Opener, rows: Rows) -> float:
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What each engine does."""
+
+    query: Sequence[int]
+    budget: int
+    documents: Sequence[Sequence[int]]
+
+    def seconds(self, engine: Engine) -> float:
+        """How long an engine takes for all of it."""
+        began = time.perf_counter()
+        if self.documents:
+            with engine.start(self.documents, room=1) as session:
+                session.peek(self.query[-1])
+        with engine.start([self.query], room=self.budget + 2) as session:
+            for _ in range(self.budget):
+                session.append({0: int(session.logits()[0].argmax())})
+            session.peek(*self.query[-2:])
+        return time.perf_counter() - began
+
+
+def _time(opener: Opener, work: _Work) -> float:
     with opener() as engine:
-        _work(engine, rows)
-        began, best = time.monotonic(), _once(engine, rows)
-        best = min(best, _once(engine, rows))
+        work.seconds(engine)
+        began, best = time.monotonic(), work.seconds(engine)
+        best = min(best, work.seconds(engine))
         while time.monotonic() - began < _ENOUGH:
-            best = min(best, _once(engine, rows))
+            best = min(best, work.seconds(engine))
     return best
-
-
-def _once(engine: Engine, rows: Rows) -> float:
-    began = time.perf_counter()
-    _work(engine, rows)
-    return time.perf_counter() - began
-
-
-def _work(engine: Engine, rows: Rows) -> None:
-    """Read rows together, then write eight tokens behind the first."""
-    with engine.start(rows, room=1) as session:
-        session.peek(rows[0][-1])
-    with engine.start(rows[:1], room=_STEPS + 1) as session:
-        for _ in range(_STEPS):
-            session.append({0: int(session.logits()[0].argmax())})

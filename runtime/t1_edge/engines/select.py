@@ -153,7 +153,8 @@ def choose(
     """Choose an engine and a device for a build.
 
     "auto" takes the first of CUDA, Metal and CPU on which something ran, and there the engine that
-    a short measurement found faster; it is made once for a build and machine.
+    a short measurement found faster, at queries as the contract has them, and at documents where
+    no graph of their own reads these; it is made once for a build and machine.
 
     Args:
         build: The build.
@@ -187,7 +188,8 @@ def choose(
         for format in able
     }
     key = [at, threads, [library_of(format) for format in able]]
-    seconds = race(build, contestants, key, again=again)
+    graph = reading_graph(build, able[0], at, engine=engine, asked="auto")
+    seconds = race(build, contestants, key, documents=graph == "everything", again=again)
     fastest = min(able, key=seconds.__getitem__)
     figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
     why = f"the faster on {at}: {figures}"
