@@ -3,8 +3,8 @@
 Under the user's cache directory, or under `T1_EDGE_CACHE` where that is set:
 `checkpoints/NAME/` holds float weights, `builds/NAME/` builds that the user exported,
 `models/NAME/` those of models that come with t1-edge, `vectors/` the bench's document vectors,
-`checked/` notes which build was self-tested on which engine, `probed/`, `races/` and `twins/` what
-engines were found to do here, `queries.sqlite` keeps vectors and thoughts of queries.
+`checked/` notes which build was self-tested on which engine, `probed/`, `races/`, `twins/` and
+`amx/` what engines were found to do here, `queries.sqlite` keeps vectors and thoughts of queries.
 """
 
 import hashlib

@@ -1,17 +1,59 @@
-"""How a process ended that should have answered: engines that may die have one of their own."""
+"""Processes that should answer: engines that may die have one of their own."""
 
-from collections.abc import Mapping
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
-_SAID: Final = 500
-"""Characters of what it said last."""
+from t1_edge.errors import EngineError
 
-_BY_SIGNAL: Final[Mapping[int, str]] = {
-    4: "met an instruction that does not run here, as where its library was compiled for another "
-    "processor: install that again with pip's --force-reinstall --no-cache-dir --no-deps",
-    9: "was killed, as systems do when memory runs out: end other programs first",
+_SAID: Final = 500
+"""Characters of what a process said last."""
+
+_ADVICE: Final[Mapping[str, str]] = {
+    "SIGILL": "met an instruction that does not run here (SIGILL), as where a library was compiled "
+    "for another processor; pip install --force-reinstall --no-cache-dir --no-deps compiles anew",
+    "SIGKILL": "was killed (SIGKILL), as systems do when memory runs out: end other programs first",
 }
-"""By POSIX's number: SIGILL and SIGKILL."""
+"""By the signal that ended it."""
+
+
+def run_module(
+    module: str, arguments: Sequence[str], *, seconds: float
+) -> "subprocess.CompletedProcess[str]":
+    """Run a module in a fresh interpreter, to its end.
+
+    Args:
+        module: Its name.
+        arguments: Of its command line.
+        seconds: After which it counts as hung, and is ended.
+
+    Raises:
+        EngineError: If there is no interpreter, as in a frozen app, which is its own; or it cannot
+            be started, or hangs.
+    """
+    if is_frozen():
+        raise EngineError("a frozen app has no interpreter that could run another process")
+    # -P: a folder that the user happens to be in is no place to import from.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except (subprocess.TimeoutExpired, OSError) as e:
+        raise EngineError(f"no process could try it: {e}") from e
+
+
+def is_frozen() -> bool:
+    """Whether this is an app that was frozen, whose interpreter is the app."""
+    return getattr(sys, "frozen", False) or not sys.executable
 
 
 def how_ended(code: int, said: str) -> str:
@@ -21,5 +63,12 @@ def how_ended(code: int, said: str) -> str:
         code: Its exit code; below 0 the signal that ended it, as `subprocess` has it.
         said: What it wrote to its standard error.
     """
-    by_code = f"ended with code {code}: {said.strip()[-_SAID:] or 'it said nothing'}"
-    return _BY_SIGNAL.get(-code, by_code)
+    name = ""
+    if code < 0:
+        with suppress(ValueError):  # a number that has no name
+            name = signal.Signals(-code).name
+    how = _ADVICE.get(name) or f"ended with {name or f'code {code}'}"
+    end = said.strip()[-_SAID:]
+    if name in _ADVICE:
+        return f"{how}: {end}" if end else how
+    return f"{how}: {end or 'it said nothing'}"

@@ -1,59 +1,92 @@
 """AMX kernels of llama.cpp that end the process where they were compiled wrong."""
 
-import sys
+import signal
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
-import llama_cpp
 import pytest
 
 from t1_edge.build import GGUF_MODEL, Build
-from t1_edge.engines import llama_amx
+from t1_edge.engines import llama_amx, llama_context
 from t1_edge.engines.llama import LlamaEngine
 from t1_edge.engines.probe import PROBE_BUILD
 from t1_edge.golden import check
 
+WITH_AMX = SimpleNamespace(llama_print_system_info=lambda: b"AVX2 = 1 | AMX_INT8 = 1 | ")
+WITHOUT = SimpleNamespace(llama_print_system_info=lambda: b"AVX2 = 1 | REPACK = 1 | ")
 
-def _open(amx: bool | None = None) -> LlamaEngine:
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_build_runs_either_way_and_says_which(
+    packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_context, "may_pack", lambda api: packs and llama_amx.may_pack(api))
     build = Build(PROBE_BUILD)
-    model, decoder = build.path / GGUF_MODEL, build.manifest.decoder
-    return LlamaEngine(model, decoder, threads=1, amx=amx)
+    model = build.path / GGUF_MODEL
+    with closing(LlamaEngine(model, build.manifest.decoder, threads=2)) as engine:
+        check(build, engine)
+        if not packs:
+            assert "weights not packed" in engine.info.library
 
 
-def test_a_build_runs_without_amx() -> None:
-    with closing(_open(amx=False)) as engine:
-        check(Build(PROBE_BUILD), engine)
-        assert "AMX off" in engine.info.library
+def test_weights_are_packed_where_there_are_no_such_kernels(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert llama_amx.may_pack(WITHOUT)
+    assert not own_cache.exists()
+    assert not caplog.text
 
 
-def test_what_does_not_run_is_found_out_in_another_process(own_cache: Path) -> None:
-    with closing(_open()) as engine:
-        check(Build(PROBE_BUILD), engine)
-        works = not llama_amx.has_amx(llama_cpp) or llama_amx.amx_runs(llama_cpp)
-        assert ("AMX off" in engine.info.library) == (not works)
+def test_the_trial_is_made_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's come to: without AMX the trial packs, and runs."""
+    first = llama_amx.may_pack(WITH_AMX)
+    [kept] = (own_cache / "amx").iterdir()
+    monkeypatch.setattr(llama_amx, "_MODULE", "nothing.at.all")
+    assert llama_amx.may_pack(WITH_AMX) is first
+    kept.unlink()
+    assert not llama_amx.may_pack(WITH_AMX)
 
 
-@pytest.mark.parametrize(("says", "has"), [(b"AVX2 = 1 | AMX_INT8 = 1 | ", True), (b"", False)])
-def test_llama_cpp_says_whether_it_has_amx(says: bytes, has: bool) -> None:
-    assert llama_amx.has_amx(SimpleNamespace(llama_print_system_info=lambda: says)) == has
+def _kill_itself(folder: Path, how: int) -> str:
+    """A module whose process ends by a signal, as one does that meets an illegal instruction."""
+    (folder / "dying.py").write_text(f"import os; os.kill(os.getpid(), {how})")
+    return "dying"
 
 
-@pytest.mark.parametrize(("module", "runs"), [("this", True), ("json.nothing", False)])
-def test_a_process_that_dies_leaves_them_off(
-    module: str,
-    runs: bool,
+@pytest.mark.parametrize(
+    ("ends_by", "kept"),
+    [(signal.SIGILL, True), (signal.SIGSEGV, True), (signal.SIGKILL, False)],
+)
+def test_a_crash_is_kept_and_told_of_each_time(
+    ends_by: signal.Signals,
+    kept: bool,
+    tmp_path: Path,
     own_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(llama_amx, "_MODULE", module)
-    assert llama_amx.amx_runs(llama_cpp) is runs
-    assert ("stay off" in caplog.text) is not runs
-    monkeypatch.setattr(llama_amx, "_MODULE", "nothing.at.all")
-    assert llama_amx.amx_runs(llama_cpp) is runs, "it is asked once for a library and machine"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(llama_amx, "_MODULE", _kill_itself(tmp_path, ends_by))
+    for time in (1, 2):
+        assert not llama_amx.may_pack(WITH_AMX)
+        assert caplog.text.count("do not run here: what tried them") == time
+        assert ends_by.name in caplog.text
+    assert (own_cache / "amx").exists() is kept
 
 
-def test_a_frozen_app_leaves_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert not llama_amx.amx_runs(llama_cpp)
+def test_what_could_not_be_tried_is_tried_again(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(llama_amx, "_SECONDS", 0.01)
+    assert not llama_amx.may_pack(WITH_AMX)
+    assert "could not begin" in caplog.text
+    assert not (own_cache / "amx").exists()
+
+
+def test_a_frozen_app_leaves_them_off(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.frozen", True, raising=False)
+    assert not llama_amx.may_pack(WITH_AMX)
+    assert "a frozen app" in caplog.text

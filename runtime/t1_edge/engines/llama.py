@@ -12,7 +12,6 @@ import numpy as np
 
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
-from t1_edge.engines.llama_amx import amx_runs, has_amx
 from t1_edge.engines.llama_context import MOST_ROWS, Context, Entry
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
@@ -29,7 +28,7 @@ class LlamaEngine:
         device: "cpu", or a GPU that llama.cpp was compiled for and finds: "cuda", "metal".
         exact: Keep the cache and attend in float32, at half the speed: what float builds are for.
             Otherwise both are float16, as llama.cpp has them by itself.
-        amx: Use the kernels for AMX, where llama.cpp has them; if None, where they run here.
+        pack: Pack weights anew for the processor's kernels; if None, where these run.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
@@ -46,20 +45,15 @@ class LlamaEngine:
         threads: int,
         device: str = "cpu",
         exact: bool = False,
-        amx: bool | None = None,
+        pack: bool | None = None,
     ) -> None:
-        import llama_cpp
-
         self._decoder = decoder
         self._exact = exact
-        # They are taken with what packs weights, for other kernels too, or left with it.
-        pack = amx if amx is not None else not has_amx(llama_cpp) or amx_runs(llama_cpp)
         self._context = Context(
             model, decoder, threads=threads, exact=exact, device=device, pack=pack
         )
         self._rows: Rows | None = None
-        version = f"{llama_cpp.__version__}{'' if pack else ', AMX off'}"
-        library = f"llama.cpp (llama-cpp-python {version})"
+        library = self._context.library
         self.info = EngineInfo(engine="gguf", library=library, device=device, threads=threads)
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:

@@ -1,84 +1,73 @@
-"""Whether llama.cpp's kernels for AMX run here: a tiny build that ships is opened with them.
+"""Whether llama.cpp may pack weights for the processor's kernels, those for AMX among them.
 
-gcc 12 compiles them wrong (llama.cpp's pull request 26954): what a tile looks like never reaches
-the processor, and the first product ends the process. So they are tried in one of its own, once for
-a library and machine:
-
-    python -m t1_edge.engines.llama_amx
+gcc 12 compiles the latter wrong (llama.cpp's pull request 26954): what a tile looks like never
+reaches the processor, and the first product ends the process. So they are tried in a process of
+their own, by `t1_edge.engines.llama_trial`, once for a library and machine.
 """
 
 import logging
-import subprocess
-import sys
-from contextlib import closing
-from pathlib import Path
 from typing import Any, Final
 
-from t1_edge.cache import remembered
-from t1_edge.machine import kernels
+import msgspec
 
-_MODULE: Final = "t1_edge.engines.llama_amx"
-_THREADS: Final = 2  # each has tiles of its own
+from t1_edge import __version__
+from t1_edge.cache import remembered
+from t1_edge.engines.llama_devices import library_file
+from t1_edge.errors import EngineError
+from t1_edge.machine import kernels
+from t1_edge.processes import how_ended, run_module
+
+_MODULE: Final = "t1_edge.engines.llama_trial"
 _SECONDS: Final = 60
+_KILLED: Final = -9
 
 _LOG: Final = logging.getLogger(__name__)
 
 
-def has_amx(api: Any) -> bool:
-    """Whether llama.cpp was compiled for processors with AMX.
+class _Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of trying.
+
+    Attributes:
+        runs: Whether a tiny build's golden vectors came out.
+        reason: Why not.
+        lasting: Whether it would come out the same another time.
+    """
+
+    runs: bool
+    reason: str = ""
+    lasting: bool = True
+
+
+def may_pack(api: Any) -> bool:
+    """Whether weights may be packed: not where that brings AMX kernels which do not run.
+
+    llama.cpp has one switch for all that packs, so that without AMX other kernels lose it, too. A
+    warning says so each time.
 
     Args:
         api: The module llama_cpp.
     """
-    return b"AMX_INT8 = 1" in api.llama_print_system_info()
-
-
-def amx_runs(api: Any) -> bool:
-    """Whether its AMX kernels compute what a tiny build's golden vectors say.
-
-    A frozen app, whose interpreter is the app, has no process to try them in: there they do not.
-
-    Args:
-        api: The module llama_cpp, with AMX.
-    """
-    if getattr(sys, "frozen", False) or not sys.executable:
-        return False
-    compiled = Path(api.__file__)
-    key = [str(compiled), compiled.stat().st_mtime_ns, api.__version__, kernels()]
-    return remembered("amx", key, bool, _try)
-
-
-def _try() -> bool:
-    command = [sys.executable, "-P", "-m", _MODULE]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (subprocess.TimeoutExpired, OSError) as e:
-        _LOG.warning("no process could try llama.cpp's AMX kernels, which stay off: %s", e)
-        return False
-    if done.returncode:
+    if b"AMX_INT8 = 1" not in api.llama_print_system_info():
+        return True
+    file = library_file()
+    key = [__version__, str(file), file.stat().st_mtime_ns, kernels()]
+    found = remembered("amx", key, _Verdict, _try, keep=lambda verdict: verdict.lasting)
+    if not found.runs:
         _LOG.warning(
-            "llama.cpp's AMX kernels do not run here, and stay off (code %d: %s); compiled without "
-            "them it is faster: see docs/devices.md",
-            done.returncode,
-            done.stderr.strip()[-300:],
+            "llama.cpp was compiled with kernels for AMX that do not run here: what tried them %s. "
+            "It runs without, and slower; docs/devices.md says how to compile it",
+            found.reason,
         )
-    return done.returncode == 0
+    return found.runs
 
 
-def _run() -> None:
-    """Have the tiny build's golden vectors come out."""
-    from t1_edge.build import GGUF_MODEL, Build
-    from t1_edge.engines.llama import LlamaEngine
-    from t1_edge.engines.probe import PROBE_BUILD
-    from t1_edge.golden import check
-
-    build = Build(PROBE_BUILD)
-    decoder, model = build.manifest.decoder, build.path / GGUF_MODEL
-    with closing(LlamaEngine(model, decoder, threads=_THREADS, amx=True)) as engine:
-        check(build, engine)
-
-
-if __name__ == "__main__":
-    _run()
+def _try() -> _Verdict:
+    try:
+        done = run_module(_MODULE, [], seconds=_SECONDS)
+    except EngineError as e:
+        return _Verdict(runs=False, reason=f"could not begin: {e}", lasting=False)
+    if done.returncode == 0:
+        return _Verdict(runs=True)
+    crashed = done.returncode < 0 and done.returncode != _KILLED
+    reason = how_ended(done.returncode, done.stderr)
+    return _Verdict(runs=False, reason=reason, lasting=crashed)

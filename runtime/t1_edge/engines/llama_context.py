@@ -16,6 +16,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
+from t1_edge.engines.llama_amx import may_pack
 from t1_edge.engines.llama_devices import device_array
 from t1_edge.errors import EngineError
 
@@ -44,7 +45,7 @@ class Context:
         threads: CPU threads.
         exact: Keep the cache and attend in float32, at half the speed.
         device: "cpu", or a GPU's, which gets every block.
-        pack: Let llama.cpp pack weights anew for the processor's kernels.
+        pack: Pack weights anew for the processor's kernels; if None, where these run.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
@@ -58,7 +59,7 @@ class Context:
         threads: int,
         exact: bool,
         device: str = "cpu",
-        pack: bool = True,
+        pack: bool | None = None,
     ) -> None:
         import llama_cpp
 
@@ -69,9 +70,12 @@ class Context:
         self._batch: Any = None
         self._cells = 0
         llama_log.collect(llama_cpp)
+        if pack is None:
+            pack = device != "cpu" or may_pack(llama_cpp)
+        self._packed = pack
         parameters = self._api.llama_model_default_params()
-        parameters.n_gpu_layers = 0 if device == "cpu" else -1
         parameters.use_extra_bufts = pack
+        parameters.n_gpu_layers = 0 if device == "cpu" else -1
         if device == "cpu":
             # Mapped pages would stay beside the weights that are packed anew for the kernels.
             parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
@@ -86,6 +90,12 @@ class Context:
         # What is forgotten is freed, too; not at the end of the process, where a thread may decode.
         weakref.finalize(self, self._held.close).atexit = False
         self._check_shape(model, decoder)
+
+    @property
+    def library(self) -> str:
+        """What runs, and its version."""
+        plainly = "" if self._packed else ", weights not packed"
+        return f"llama.cpp (llama-cpp-python {self._api.__version__}{plainly})"
 
     @property
     def cells(self) -> int:

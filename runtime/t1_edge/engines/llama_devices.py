@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 _BACKENDS: Final[Mapping[str, tuple[str, ...]]] = {"cuda": ("CUDA",), "metal": ("MTL", "Metal")}
@@ -51,6 +52,11 @@ def device_array(device: str) -> "ctypes.Array[ctypes.c_void_p]":
     """
     handles = [found.handle for found in devices_of(device)]
     return (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
+
+
+def library_file() -> Path:
+    """Where the library of ggml was loaded from: compiled anew, it has another time."""
+    return Path(_registry()._name)
 
 
 @cache

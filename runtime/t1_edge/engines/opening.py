@@ -8,6 +8,7 @@ from typing import Final
 from t1_edge.build import GGUF_MODEL, Build, Decoder, Format
 from t1_edge.engines.base import Engine
 from t1_edge.engines.devices import DeviceName, obstacle
+from t1_edge.engines.llama_devices import library_file
 from t1_edge.errors import DeviceError, EngineError, InputError, MissingExtraError
 from t1_edge.machine import available_threads
 
@@ -118,6 +119,21 @@ def library_of(format: Format) -> str:
     load_library(format)
     module, distribution, _ = _PACKAGES[format]
     return f"{distribution} {import_module(module).__version__}"
+
+
+def installed_as(format: Format) -> list[object]:
+    """What tells an installation of a format's library from others, to key what was found with it.
+
+    Its version, and where and when it was put: llama.cpp may be compiled otherwise.
+
+    Raises:
+        EngineError: If it cannot be loaded.
+        MissingExtraError: If it is not installed.
+    """
+    library = library_of(format)
+    module, *_ = _PACKAGES[format]
+    file = library_file() if format == "gguf" else Path(str(import_module(module).__file__))
+    return [library, str(file), file.stat().st_mtime_ns]
 
 
 def installed_engines() -> list[Format]:

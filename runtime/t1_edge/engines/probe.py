@@ -8,7 +8,6 @@ it, so that the probe runs in one of its own:
 The build is a random Llama of one block, made by recipes/probe.
 """
 
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -22,11 +21,11 @@ from t1_edge.build import Build, Format
 from t1_edge.cache import remembered
 from t1_edge.engines.devices import DeviceName, obstacle
 from t1_edge.engines.nvidia import driver_version
-from t1_edge.engines.opening import library_of, open_format
-from t1_edge.errors import T1Error
+from t1_edge.engines.opening import installed_as, library_of, open_format
+from t1_edge.errors import EngineError, T1Error
 from t1_edge.golden import check
 from t1_edge.machine import kernels
-from t1_edge.processes import how_ended
+from t1_edge.processes import how_ended, is_frozen, run_module
 
 PROBE_BUILD: Final = Path(__file__).parents[1] / "data" / "probe"
 
@@ -64,17 +63,12 @@ def probe(format: Format, device: DeviceName) -> Probe:
         format: Whose engine.
         device: Where.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if is_frozen():
         return _run(format, device)
-    command = [sys.executable, "-m", _MODULE, format, device]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (subprocess.TimeoutExpired, OSError) as e:
-        return Probe(
-            format=format, device=device, ran=False, reason=f"no process could try it: {e}"
-        )
+        done = run_module(_MODULE, [format, device], seconds=_SECONDS)
+    except EngineError as e:
+        return Probe(format=format, device=device, ran=False, reason=str(e))
     try:
         return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Probe)
     except msgspec.MsgspecError:
@@ -91,7 +85,7 @@ def ran_before(format: Format, device: DeviceName) -> Probe:
         format: Whose engine; its library is installed.
         device: Where.
     """
-    key = [__version__, device, driver_version(), library_of(format), kernels()]
+    key = [__version__, device, driver_version(), installed_as(format), kernels()]
     return remembered(
         "probed", key, Probe, lambda: probe(format, device), keep=lambda found: found.ran
     )

@@ -11,7 +11,7 @@ from t1_edge.build import Build, Format
 from t1_edge.engines.base import Engine
 from t1_edge.engines.devices import DEVICES, DeviceName, obstacle
 from t1_edge.engines.opening import (
-    library_of,
+    installed_as,
     load_library,
     open_documents,
     open_format,
@@ -187,7 +187,7 @@ def choose(
         format: partial(_opened, build=build, format=format, device=at, threads=threads)
         for format in able
     }
-    key = [at, threads, [library_of(format) for format in able]]
+    key = [at, threads, [installed_as(format) for format in able]]
     graph = reading_graph(build, able[0], at, engine=engine, asked="auto")
     seconds = race(build, contestants, key, documents=graph == "everything", again=again)
     fastest = min(able, key=seconds.__getitem__)
