@@ -98,7 +98,9 @@ class Encoder:
         manifest = opened.manifest
         codec = Codec(manifest.contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
         with process_cores().hold(available_threads() if threads is None else threads):
-            running = select.open_engine(opened, engine=engine, device=device, threads=threads)
+            running = select.open_engine(
+                opened, engine=engine, device=device, threads=threads, documents=documents
+            )
             try:
                 check_once(opened, running)
                 format, where = cast(Format, running.info.engine), running.info.device

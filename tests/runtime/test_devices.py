@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from ctypes import c_int
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from click.testing import CliRunner
 from t1_edge.build import Build, Format
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
-from t1_edge.engines import devices, llama_devices, nvidia, opening, probe, race, select
+from t1_edge.engines import devices, llama_devices, nvidia, opening, probe, select
 from t1_edge.engines.llama import LlamaEngine
 from t1_edge.engines.nvidia import Driver
 from t1_edge.engines.onnx import PLACES, OnnxEngine
 from t1_edge.engines.probe import PROBE_BUILD, Probe
-from t1_edge.engines.select import _opened
 from t1_edge.errors import DeviceError, EngineError
 from t1_edge.golden import check
 
@@ -234,28 +232,6 @@ def test_auto_takes_what_ran_first(
     assert found.device == "cpu"
     for said in (found.reason, caplog.text):
         assert "not onnx on cuda: broken" in said
-
-
-def test_the_race_is_run_once(
-    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch, own_cache: Path
-) -> None:
-    build = tiny_build("llama", "portable")
-    contestants: dict[str, race.Opener] = {
-        format: partial(_opened, build=build, format=format, device="cpu", threads=1)
-        for format in FORMATS
-    }
-
-    def run(key: int, *, documents: bool = True, again: bool = False) -> dict[str, float]:
-        return race.race(build, contestants, key, documents=documents, again=again)
-
-    seconds = run(1)
-    assert set(seconds) == set(FORMATS)
-    assert min(seconds.values()) > 0
-    monkeypatch.setattr(race, "_time", lambda *_: 5.0)
-    assert run(1) == seconds
-    assert run(2) == {"onnx": 5.0, "gguf": 5.0}
-    assert run(1, documents=False) == {"onnx": 5.0, "gguf": 5.0}
-    assert run(1, again=True) == {"onnx": 5.0, "gguf": 5.0}
 
 
 def test_the_faster_engine_is_opened(

@@ -17,7 +17,10 @@ from t1_edge.processes import how_ended, run_module
         ("import sys; sys.exit('out of paper')", r"ended with code 1: out of paper"),
         ("exit(3)", r"ended with code 3: it said nothing"),
         (f"import os; os.kill(os.getpid(), {signal.SIGTERM})", r"ended with SIGTERM: it said noth"),
-        (f"import os; os.kill(os.getpid(), {signal.SIGKILL})", r"was killed, .* other programs"),
+        (
+            f"import os; os.kill(os.getpid(), {signal.SIGKILL})",
+            r"killed \(SIGKILL\), as",
+        ),
         (
             "import os, sys; print('tile', file=sys.stderr, flush=True); "
             f"os.kill(os.getpid(), {signal.SIGILL})",

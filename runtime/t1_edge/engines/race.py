@@ -15,9 +15,9 @@ from t1_edge.golden import Golden
 from t1_edge.machine import kernels
 
 _DOCUMENTS: Final = 2
-_DOCUMENT: Final = 96  # tokens: a 4B reads two hundred in ten seconds
-_QUERY: Final = 24
-_THOUGHT: Final = 16  # at most
+_DOCUMENT_TOKENS: Final = 96  # a 4B reads two hundred in ten seconds
+_QUERY_TOKENS: Final = 24
+_MOST_THOUGHT_TOKENS: Final = 16
 _ENOUGH: Final = 0.3
 """Seconds after which no further repeat is begun."""
 
@@ -34,9 +34,10 @@ def race(
     documents: bool,
     again: bool = False,
 ) -> dict[str, float]:
-    """Seconds that engines take for a query, and for two documents if these are theirs, too.
+    """Seconds that engines take for a query, and for two documents if they are to read these.
 
     The best of two times or more; a first one does not count, since it reads weights from a disk.
+    What a template begins with is read each time: an engine that keeps it is better than that.
 
     Args:
         build: Golden rows are drawn out to a query of 24 tokens, behind which the contract's budget
@@ -56,9 +57,9 @@ def race(
         _LOG.info("measuring which is faster here: %s", " or ".join(contestants))
         rows = Golden.load(build.file(GOLDEN)).rows
         work = _Work(
-            query=[*islice(cycle(rows[0]), _QUERY)],
-            budget=min(build.manifest.contract.budget, _THOUGHT),
-            documents=[[*islice(cycle(row), _DOCUMENT)] for row in rows[:_DOCUMENTS]]
+            query=[*islice(cycle(rows[0]), _QUERY_TOKENS)],
+            budget=min(build.manifest.contract.budget, _MOST_THOUGHT_TOKENS),
+            documents=[[*islice(cycle(row), _DOCUMENT_TOKENS)] for row in rows[:_DOCUMENTS]]
             if documents
             else [],
         )
@@ -69,7 +70,13 @@ def race(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What each engine does."""
+    """What each engine does.
+
+    Attributes:
+        query: Token ids of a row that a thought continues.
+        budget: Tokens of the thought.
+        documents: Token rows; none if others read them.
+    """
 
     query: Sequence[int]
     budget: int
@@ -84,15 +91,15 @@ class _Work:
         with engine.start([self.query], room=self.budget + 2) as session:
             for _ in range(self.budget):
                 session.append({0: int(session.logits()[0].argmax())})
-            session.peek(*self.query[-2:])
+            session.peek(*self.query[-2:])  # as many as close a thought and are the vector's
         return time.perf_counter() - began
 
 
 def _time(opener: Opener, work: _Work) -> float:
     with opener() as engine:
-        work.seconds(engine)
-        began, best = time.monotonic(), work.seconds(engine)
-        best = min(best, work.seconds(engine))
+        work.seconds(engine)  # reads weights from the disk
+        began = time.monotonic()
+        best = min(work.seconds(engine), work.seconds(engine))
         while time.monotonic() - began < _ENOUGH:
             best = min(best, work.seconds(engine))
     return best
