@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import linear_weight_count, weight_count
-from t1_edge_export.formats import choose_encodings, open_container, read_back
+from t1_edge_export.formats import choose_encodings, read_back
 from t1_edge_export.gate import measure
 from t1_edge_export.onnx_documents import write_documents
 from t1_edge_export.onnx_layout import LAYOUT
@@ -42,11 +42,11 @@ from t1_edge_export.precision import choose_eight_bit, eight_bit_layers, find_li
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
 from t1_edge_export.request import Request, check_request
-from t1_edge_export.staging import Staging, staged
+from t1_edge_export.staging import staged
 from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, set_trial
 from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
-from t1_edge_export.weights import write_weights
+from t1_edge_export.weights import write_files
 
 Float32Array = NDArray[np.float32]
 
@@ -99,7 +99,18 @@ def export(
         smoothed = request.quantizer.smoothing.applied(checkpoint)
         encodings = _encodings(smoothed, request, importance, say, bars)
         say(f"writing {' and '.join(request.formats)}")
-        weights = _write(staging, smoothed, request, encodings, bars)
+        with bars("quantizing", weight_count(checkpoint.decoder)) as progress:
+            weights = write_files(
+                directory,
+                request.formats,
+                smoothed,
+                encodings,
+                request.quantizer,
+                staging.journal,
+                metadata=request.metadata(smoothed, encodings),
+                cuda=request.cuda,
+                progress=progress,
+            )
         read = partial(
             read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
         )
@@ -148,38 +159,6 @@ def _encodings(
         worth = by_worth(checkpoint, importance, progress=progress)
     chosen = choose_eight_bit(decoder, limit, worth)
     return choose_encodings(decoder, request.profile, request.formats, chosen)
-
-
-def _write(
-    staging: Staging,
-    checkpoint: Checkpoint,
-    request: Request,
-    encodings: Mapping[str, Encoding],
-    bars: Bars,
-) -> str:
-    """Write the files of every format; the sha256 of the quantized weights."""
-    decoder = checkpoint.decoder
-    metadata = request.metadata(checkpoint, encodings)
-    with ExitStack() as stack:
-        containers = []
-        for format in request.formats:
-            container = open_container(
-                format, staging.directory, decoder, encodings, metadata, cuda=request.cuda
-            )
-            stack.callback(container.abort)
-            containers.append(container)
-        with bars("quantizing", weight_count(decoder)) as progress:
-            weights = write_weights(
-                checkpoint,
-                encodings,
-                request.quantizer,
-                containers,
-                staging.journal,
-                progress=progress,
-            )
-        for container in containers:
-            container.finish()
-    return weights
 
 
 def _ask_reference(checkpoint: Checkpoint, codec: Codec, bars: Bars) -> tuple[Trial, Answers]:

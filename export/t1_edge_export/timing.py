@@ -3,8 +3,8 @@
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,69 +16,74 @@ from t1_edge.build import Decoder, Source
 from t1_edge.errors import ExportError
 from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import tensors, weight_count
-from t1_edge_export.formats import choose_encodings, open_container
+from t1_edge_export.decoder import linear_layers, linear_weight_count, tensors, weight_count
+from t1_edge_export.formats import choose_encodings
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.journal import Journal
 from t1_edge_export.onnx_documents import write_documents
-from t1_edge_export.quantize.quantizer import SEARCH
+from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.sensitivity import by_worth
-from t1_edge_export.quantize.statistics import collect
+from t1_edge_export.quantize.statistics import Statistics, collect
 from t1_edge_export.reference_engine import ReferenceEngine, is_kept
 from t1_edge_export.request import Request
 from t1_edge_export.room import nearest_folder
 from t1_edge_export.trial import BUDGETS
-from t1_edge_export.weights import write_weights
+from t1_edge_export.weights import write_files
 
 _VOCABULARY: Final = 4096
-_HASHED: Final = 2**25
-_NOISE: Final = 2**20
-_COLLECTED: Final = 256  # tokens
-_LENGTH: Final = 24  # of a golden row, about
+_NUMBERS: Final = 2**20  # that are random; weights are these, over and over
+_HASHED_BYTES: Final = 2**25
+_FEW_TOKENS: Final = 64
+_MANY_TOKENS: Final = 320
+_ROW_TOKENS: Final = 32
+"""Of a golden row: what the texts have with a thought, about."""
 
 
-class Seconds(msgspec.Struct, frozen=True, kw_only=True):
-    """What the stages of an export take, about. What engines take to verify is not known before.
+class StageSeconds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the stages of an export take, about.
+
+    What engines take to verify is not known before, and GPTQ's own arithmetic is not in it.
 
     Attributes:
-        collecting: Statistics over texts; 0 without.
-        writing: The files, by the scale search; GPTQ takes several times as long.
+        calibrating: Texts, through the float weights; 0 without any.
+        writing: The files, by the weighted search; what decides who gets 8 bits, where that is
+            asked for; and the checkpoint's hash.
         reference: The float reference's thoughts and vectors.
     """
 
-    collecting: float
+    calibrating: float
     writing: float
     reference: float
 
 
 def probe_seconds(
-    checkpoint: Checkpoint, request: Request, *, collected_tokens: int = 0
-) -> Seconds:
+    checkpoint: Checkpoint, request: Request, *, calibration_tokens: int = 0
+) -> StageSeconds:
     """Take a random block through the stages, on the disk that the files are for.
 
     Args:
         checkpoint: The float weights, with the contract's tokens.
         request: What to make of them.
-        collected_tokens: Tokens that statistics are collected over before.
+        calibration_tokens: Of the texts that the rounding is fitted to.
 
     Raises:
-        ExportError: If the destination cannot be written.
+        ExportError: If the destination cannot be written, or memory is too small for a block.
     """
     decoder = checkpoint.decoder
-    noise = _Noise(msgspec.structs.replace(decoder, layers=1, vocabulary=_VOCABULARY))
-    times = weight_count(decoder) / weight_count(noise.decoder)
-    return Seconds(
-        collecting=times * collected_tokens / _COLLECTED * _collecting(noise)
-        if collected_tokens
-        else 0.0,
-        writing=times * _writing(noise, request) + weight_count(decoder) * _hashing(),
-        reference=times * _answering(noise, keep=is_kept(decoder)),
+    block = _Block(msgspec.structs.replace(decoder, layers=1, vocabulary=_VOCABULARY))
+    weights = weight_count(decoder)
+    all_weights = weights / weight_count(block.decoder)
+    linear = linear_weight_count(decoder) / linear_weight_count(block.decoder)
+    writing, judging = _writing(block, request)
+    return StageSeconds(
+        calibrating=linear * _collecting(block, calibration_tokens) if calibration_tokens else 0.0,
+        writing=all_weights * writing + linear * judging + weights * _hashing(),
+        reference=all_weights * _answering(block, keep=is_kept(decoder)),
     )
 
 
-class _Noise:
-    """A checkpoint of random weights."""
+class _Block:
+    """A checkpoint of random weights, stored as bfloat16."""
 
     tokenizer = ""
     source = Source(id="", sha256="", licence="")
@@ -87,72 +92,88 @@ class _Noise:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._shapes = {spec.name: spec.shape for spec in tensors(decoder)}
-        self._noise = np.random.default_rng(0).standard_normal(_NOISE, np.float32)
+        noise = np.random.default_rng(0).standard_normal(_NUMBERS, np.float32)
+        self._stored = (noise.view(np.uint32) >> 16).astype(np.uint16)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        return np.resize(self._noise, (stop - start, *self._shapes[name][1:]))
+        stored = np.resize(self._stored, (stop - start, *self._shapes[name][1:]))
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of channels that are all alike."""
+        alike = {
+            spec.name: np.ones(spec.shape[1], np.float32) for spec in linear_layers(self.decoder)
+        }
+        return Statistics(importance=alike, tokens=1, dataset="")
 
 
-def _collecting(noise: _Noise) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    collect(noise, [range(_COLLECTED)], "")
+    work()
     return time.perf_counter() - began
 
 
-def _writing(noise: _Noise, request: Request) -> float:
-    """Seconds of writing a block, and of measuring it where a budget asks for that."""
+def _collecting(block: _Block, tokens: int) -> float:
+    """Seconds of a block to collect statistics over tokens, whose number its reading does not mind.
+
+    Raises:
+        ExportError: If memory is too small.
+    """
+    few, many = (
+        _seconds(partial(collect, block, [range(count)], ""))
+        for count in (_FEW_TOKENS, _MANY_TOKENS)
+    )
+    slope = max(many - few, 0.0) / (_MANY_TOKENS - _FEW_TOKENS)
+    return few + slope * (tokens - _FEW_TOKENS)
+
+
+def _writing(block: _Block, request: Request) -> tuple[float, float]:
+    """Seconds of a block to write what all weights go into, and the rest, linear layers alone."""
     parent = nearest_folder(request.destination)
-    encodings = choose_encodings(noise.decoder, request.profile, request.formats)
-    seconds = 0.0
+    writing = judging = 0.0
     for _ in range(2):  # the first time compiles
         try:
             with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as folder:
-                began = time.perf_counter()
-                if request.budget:
-                    by_worth(noise, {})
-                _write(noise, encodings, request, Path(folder))
-                seconds = time.perf_counter() - began
+                writing = _seconds(partial(_write, block, request, Path(folder)))
+                judging = _seconds(partial(_judge, block, request, Path(folder)))
         except OSError as e:
             raise ExportError(f"cannot write to {parent}: {e.strerror}") from e
-    return seconds
+    return writing, judging
 
 
-def _write(
-    noise: _Noise, encodings: Mapping[str, Encoding], request: Request, folder: Path
-) -> None:
+def _write(block: _Block, request: Request, folder: Path) -> None:
     journal = Journal.open(folder / "journal.jsonl", "")
-    with ExitStack() as stack:
-        containers = []
-        for format in request.formats:
-            containers.append(open_container(format, folder, noise.decoder, encodings, b""))
-            stack.callback(containers[-1].abort)
-        write_weights(noise, encodings, SEARCH, containers, journal)
-        for container in containers:
-            container.finish()
+    encodings = choose_encodings(block.decoder, request.profile, request.formats)
+    quantizer = weighted(block.statistics, block.decoder)
+    smoothed = quantizer.smoothing.applied(block)
+    write_files(folder, request.formats, smoothed, encodings, quantizer, journal)
+
+
+def _judge(block: _Block, request: Request, folder: Path) -> None:
+    importance = block.statistics.importance
+    encodings = choose_encodings(block.decoder, request.profile, request.formats)
+    if request.budget:
+        by_worth(block, importance)
     if request.documents:
-        write_documents(folder, noise, encodings, {})
+        write_documents(folder, block, encodings, importance)
 
 
 def _hashing() -> float:
-    """Seconds of hashing a weight as it is stored, two bytes, beside the others."""
-    began = time.perf_counter()
-    hashlib.sha256(bytes(_HASHED)).hexdigest()
-    return (time.perf_counter() - began) / _HASHED * 2 / available_threads()
+    """Seconds to hash a weight of two bytes, every thread another."""
+    seconds = _seconds(partial(hashlib.sha256, bytes(_HASHED_BYTES)))
+    return seconds / _HASHED_BYTES * 2 / available_threads()
 
 
-def _answering(noise: _Noise, *, keep: bool) -> float:
+def _answering(block: _Block, *, keep: bool) -> float:
     """Seconds of a block in what the gate asks: thoughts of the largest budget, and whole rows."""
-    engine = ReferenceEngine(noise, keep=keep)
-    queries = [range(_LENGTH)] * len(QUERIES)
+    engine = ReferenceEngine(block, keep=keep)
+    queries = [range(_ROW_TOKENS)] * len(QUERIES)
     with engine.start(queries, room=BUDGETS[-1]) as session:
-        first = time.perf_counter()
-        session.logits()
-        second = time.perf_counter()
+        beginning = _seconds(session.logits)
         session.append(dict.fromkeys(range(len(queries)), 0))
-        session.logits()
-        step = time.perf_counter() - second
-    rows = [range(_LENGTH)] * (2 * len(QUERIES) + len(DOCUMENTS))
+        step = _seconds(session.logits)
+    rows = [range(_ROW_TOKENS)] * (len(BUDGETS) * len(QUERIES) + len(DOCUMENTS))
     with engine.start(rows, room=1) as session:
-        began = time.perf_counter()
-        session.peek(0)
-        return second - first + (BUDGETS[-1] - 1) * step + time.perf_counter() - began
+        reading = _seconds(partial(session.peek, 0))
+    return beginning + (BUDGETS[-1] - 1) * step + reading

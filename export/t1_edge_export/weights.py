@@ -1,21 +1,73 @@
 """One pass over a checkpoint's tensors, into every container, with a journal of what is whole."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from t1_edge.build import Format
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import ContainerWriter, Encoding, Slab
 from t1_edge_export.decoder import matrices, tensors
+from t1_edge_export.formats import open_container
 from t1_edge_export.journal import Journal, Written
 from t1_edge_export.quantize.quantizer import Quantizer
 from t1_edge_export.slabs import encode
 
 _WEIGHTS_BETWEEN_FLUSHES: Final = 2**29
 """So many weights at most are quantized again after a kill: seconds of work."""
+
+
+def write_files(
+    directory: Path,
+    formats: Collection[Format],
+    checkpoint: Checkpoint,
+    encodings: Mapping[str, Encoding],
+    quantizer: Quantizer,
+    journal: Journal,
+    *,
+    metadata: bytes = b"",
+    cuda: bool = False,
+    progress: Progress = silent,
+) -> str:
+    """Write the files of every format in one pass; what fails leaves none that is half whole.
+
+    Args:
+        directory: Where to.
+        formats: Engines to write for.
+        checkpoint: The float weights.
+        encodings: Block format by tensor name.
+        quantizer: How linear layers are rounded.
+        journal: See `write_weights`.
+        metadata: What stands before the tensors of a GGUF.
+        cuda: Write ONNX's graph for CUDA too.
+        progress: See `write_weights`.
+
+    Returns:
+        See `write_weights`.
+
+    Raises:
+        CheckpointError: If a tensor cannot be read, or quantized.
+        ExportError: If the disk is full.
+    """
+    with ExitStack() as stack:
+        containers = []
+        for format in formats:
+            container = open_container(
+                format, directory, checkpoint.decoder, encodings, metadata, cuda=cuda
+            )
+            stack.callback(container.abort)
+            containers.append(container)
+        found = write_weights(
+            checkpoint, encodings, quantizer, containers, journal, progress=progress
+        )
+        for container in containers:
+            container.finish()
+    return found
 
 
 def write_weights(

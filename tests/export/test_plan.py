@@ -56,10 +56,10 @@ def test_a_probe_has_seconds_for_each_stage_and_leaves_nothing(
     checkpoint = with_tokens(open_checkpoint(tiny("qwen3").folder), TINY_CONTRACT)
     request = replace(_request(tmp_path / "x", profile), documents=documents)
     found = probe_seconds(checkpoint, request)
-    assert found.collecting == 0
+    assert found.calibrating == 0
     assert found.writing > 0
     assert found.reference > 0
-    assert probe_seconds(checkpoint, request, collected_tokens=100).collecting > 0
+    assert probe_seconds(checkpoint, request, calibration_tokens=100).calibrating > 0
     assert os.listdir(tmp_path) == []
 
 
@@ -90,7 +90,7 @@ def test_the_command_says_what_it_would_do(
     assert "that are free" in plain.stdout
     found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert {part["encoding"] for part in found["tensors"]} == {"q4_0", "q8_0", "f32"}
-    assert set(found["seconds"]) == {"collecting", "writing", "reference"}
+    assert set(found["seconds"]) == {"calibrating", "writing", "reference"}
     assert not (tmp_path / "b").exists()
 
 

@@ -14,7 +14,7 @@ from t1_edge_export.cli.talk import bars_in_bytes, timed_say
 
 if TYPE_CHECKING:
     from t1_edge_export.plan import Plan
-    from t1_edge_export.timing import Seconds
+    from t1_edge_export.timing import StageSeconds
 
 
 _NATIVE_BITS = 5.0
@@ -148,6 +148,8 @@ def export(
     hf:owner/name[@revision] on the Hugging Face hub, whose own settings hold (HF_HOME, HF_TOKEN,
     HF_HUB_OFFLINE).
     """
+    import msgspec
+
     from t1_edge.cache import build_dir
     from t1_edge_export.adapter import with_adapter
     from t1_edge_export.contracts import contract_beside, find_contract
@@ -211,8 +213,14 @@ def export(
         collected_tokens=calibrated.tokens,
     )
     if dry_run:
-        _show(plan, probe_seconds(opened, request, collected_tokens=calibrated.tokens), as_json)
-        check_room(plan, resumed=resume)
+        if not as_json:
+            _show(plan)
+        check_room(plan, resumed=resume)  # before a block of it is in memory
+        seconds = probe_seconds(opened, request, calibration_tokens=calibrated.tokens)
+        if as_json:
+            put_json(msgspec.to_builtins(plan) | {"seconds": msgspec.to_builtins(seconds)})
+        else:
+            _show_seconds(seconds, gptq=kind == "gptq")
         return
     check_room(plan, resumed=resume)  # before statistics are collected for minutes
     bars = bars_in_bytes(opened)
@@ -225,12 +233,7 @@ def export(
     click.echo(str(build.path))
 
 
-def _show(plan: "Plan", seconds: "Seconds", as_json: bool) -> None:
-    import msgspec
-
-    if as_json:
-        put_json(msgspec.to_builtins(plan) | {"seconds": msgspec.to_builtins(seconds)})
-        return
+def _show(plan: "Plan") -> None:
     from t1_edge_export.room import in_gigabytes
 
     click.echo(f"to {plan.destination}")
@@ -249,8 +252,12 @@ def _show(plan: "Plan", seconds: "Seconds", as_json: bool) -> None:
         f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies; "
         f"{in_gigabytes(plan.free_memory)} are free"
     )
-    collecting = f"{seconds.collecting:.0f} s for statistics, " if seconds.collecting else ""
+
+
+def _show_seconds(seconds: "StageSeconds", *, gptq: bool) -> None:
+    texts = f"{seconds.calibrating:.0f} s for calibration texts, " if seconds.calibrating else ""
+    unknown = "GPTQ's arithmetic and " if gptq else ""
     click.echo(
-        f"time: about {collecting}{seconds.writing:.0f} s to write, {seconds.reference:.0f} s for "
-        "the float reference, and what engines take to verify"
+        f"time: about {texts}{seconds.writing:.0f} s to write, {seconds.reference:.0f} s for the "
+        f"float reference; {unknown}what engines take to verify comes on top"
     )

@@ -36,6 +36,8 @@ _MATRIX_SUFFIX: Final = ".gguf"
 class Calibration:
     """What a quantizer is fitted to, read and checked; nothing has run over it.
 
+    GPTQ has rows; the search has rows, or statistics, or nothing; plain rounding has nothing.
+
     Attributes:
         kind: The search for scales, GPTQ, or plain rounding.
         statistics: Of an importance matrix; None without one.
@@ -77,12 +79,14 @@ class Calibration:
             CheckpointError: If a tensor cannot be read.
             ExportError: If memory is too small, or the statistics cannot be saved.
         """
-        if self.statistics:
-            return weighted(self.statistics, checkpoint.decoder)
-        if not self.rows:
-            return ROUNDING if self.kind == "rtn" else SEARCH
+        if self.kind == "rtn":
+            return ROUNDING
         if self.kind == "gptq":
             return compensated(checkpoint, self.rows, self.dataset, say=say, bars=bars)
+        if self.statistics is not None:
+            return weighted(self.statistics, checkpoint.decoder)
+        if not self.rows:
+            return SEARCH
         found = collect(checkpoint, self.rows, self.dataset, say=say, bars=bars)
         if self.save:
             found.save(self.save, checkpoint.decoder)
