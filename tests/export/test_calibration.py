@@ -115,6 +115,10 @@ def test_texts_ship_and_are_what_is_fitted_to(tiny: Callable[..., Tiny], codec: 
     assert found.fit(checkpoint).calibration.endswith("140 rows of calibration.jsonl")
     nothing = read_calibration("search", "none", checkpoint, TINY_CONTRACT)
     assert nothing.tokens == 0
+    assert nothing.quantizer_memory(checkpoint.decoder) == 0
+    gptq = read_calibration("gptq", None, checkpoint, TINY_CONTRACT)
+    planned = gptq.quantizer_memory(checkpoint.decoder)
+    assert planned == gptq.fit(checkpoint).memory > 0
     assert nothing.fit(checkpoint).calibration == ""
 
 
