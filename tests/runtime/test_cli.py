@@ -158,7 +158,8 @@ def test_a_thought_can_be_given(build: str) -> None:
 def test_which_engine_is_faster_is_measured_once_and_said(build: str, own_cache: Path) -> None:
     for expected in (["measuring which is faster here: onnx or gguf"], []):
         *said, ran = _run("encode", "--build", build, "lake").stderr.splitlines()
-        assert said == expected
+        # Where llama.cpp's AMX kernels do not run, a warning says so, too.
+        assert [line for line in said if "AMX" not in line] == expected
         assert ran.endswith("on cpu, the graph for everything")
 
 
