@@ -33,10 +33,10 @@ from t1_edge_export.weights import write_files
 _VOCABULARY: Final = 4096
 _NUMBERS: Final = 2**20  # that are random; weights are these, over and over
 _HASHED_BYTES: Final = 2**25
-_FEW_TOKENS: Final = 64
-_MANY_TOKENS: Final = 320
+_FEW_ROWS: Final = 2
+_MANY_ROWS: Final = 18
 _ROW_TOKENS: Final = 32
-"""Of a golden row: what the texts have with a thought, about."""
+"""Of a row, of golden texts and of those to calibrate with: a query and its thought, about."""
 
 
 class StageSeconds(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,12 +120,12 @@ def _collecting(block: _Block, tokens: int) -> float:
     Raises:
         ExportError: If memory is too small.
     """
+    row = range(_ROW_TOKENS)
     few, many = (
-        _seconds(partial(collect, block, [range(count)], ""))
-        for count in (_FEW_TOKENS, _MANY_TOKENS)
+        _seconds(partial(collect, block, [row] * count, "")) for count in (_FEW_ROWS, _MANY_ROWS)
     )
-    slope = max(many - few, 0.0) / (_MANY_TOKENS - _FEW_TOKENS)
-    return few + slope * (tokens - _FEW_TOKENS)
+    slope = max(many - few, 0.0) / (_MANY_ROWS - _FEW_ROWS)
+    return few + slope * (tokens / _ROW_TOKENS - _FEW_ROWS)
 
 
 def _writing(block: _Block, request: Request) -> tuple[float, float]:

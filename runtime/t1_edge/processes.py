@@ -13,8 +13,8 @@ _SAID: Final = 500
 """Characters of what a process said last."""
 
 _ADVICE: Final[Mapping[str, str]] = {
-    "SIGILL": "met an instruction that does not run here (SIGILL), as where a library was compiled "
-    "for another processor; pip install --force-reinstall --no-cache-dir --no-deps compiles anew",
+    "SIGILL": "met an instruction that does not run here (SIGILL), as where its library was "
+    "compiled for another processor: install that anew, without pip's cache",
     "SIGKILL": "was killed (SIGKILL), as systems do when memory runs out: end other programs first",
 }
 """By the signal that ended it."""
@@ -56,6 +56,14 @@ def is_frozen() -> bool:
     return getattr(sys, "frozen", False) or not sys.executable
 
 
+def code_name(code: int) -> str:
+    """An exit code in a word or two: "SIGILL", or "code 3"."""
+    if code < 0:
+        with suppress(ValueError):  # a number that has no name
+            return signal.Signals(-code).name
+    return f"code {code}"
+
+
 def how_ended(code: int, said: str) -> str:
     """How a process ended, as the rest of a sentence: "ended with code 3: out of paper".
 
@@ -63,11 +71,8 @@ def how_ended(code: int, said: str) -> str:
         code: Its exit code; below 0 the signal that ended it, as `subprocess` has it.
         said: What it wrote to its standard error.
     """
-    name = ""
-    if code < 0:
-        with suppress(ValueError):  # a number that has no name
-            name = signal.Signals(-code).name
-    how = _ADVICE.get(name) or f"ended with {name or f'code {code}'}"
+    name = code_name(code)
+    how = _ADVICE.get(name, f"ended with {name}")
     end = said.strip()[-_SAID:]
     if name in _ADVICE:
         return f"{how}: {end}" if end else how

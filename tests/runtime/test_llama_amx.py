@@ -13,7 +13,9 @@ from t1_edge.engines.llama import LlamaEngine
 from t1_edge.engines.probe import PROBE_BUILD
 from t1_edge.golden import check
 
-WITH_AMX = SimpleNamespace(llama_print_system_info=lambda: b"AVX2 = 1 | AMX_INT8 = 1 | ")
+WITH_AMX = SimpleNamespace(
+    __version__="0.3.36", llama_print_system_info=lambda: b"AVX2 = 1 | AMX_INT8 = 1 | "
+)
 WITHOUT = SimpleNamespace(llama_print_system_info=lambda: b"AVX2 = 1 | REPACK = 1 | ")
 
 
@@ -70,8 +72,7 @@ def test_a_crash_is_kept_and_told_of_each_time(
     monkeypatch.setattr(llama_amx, "_MODULE", _kill_itself(tmp_path, ends_by))
     for time in (1, 2):
         assert not llama_amx.may_pack(WITH_AMX)
-        assert caplog.text.count("do not run here: what tried them") == time
-        assert ends_by.name in caplog.text
+        assert caplog.text.count(f"what tried them here ended with {ends_by.name}") == time
     assert (own_cache / "amx").exists() is kept
 
 
@@ -80,7 +81,7 @@ def test_what_could_not_be_tried_is_tried_again(
 ) -> None:
     monkeypatch.setattr(llama_amx, "_SECONDS", 0.01)
     assert not llama_amx.may_pack(WITH_AMX)
-    assert "could not begin" in caplog.text
+    assert "no process could try it" in caplog.text
     assert not (own_cache / "amx").exists()
 
 

@@ -256,7 +256,7 @@ def _show(plan: "Plan") -> None:
 
 def _show_seconds(seconds: "StageSeconds", *, gptq: bool) -> None:
     texts = f"{seconds.calibrating:.0f} s for calibration texts, " if seconds.calibrating else ""
-    unknown = "GPTQ's arithmetic and " if gptq else ""
+    unknown = "GPTQ's arithmetic comes on top, and " if gptq else ""
     click.echo(
         f"time: about {texts}{seconds.writing:.0f} s to write, {seconds.reference:.0f} s for the "
         f"float reference; {unknown}what engines take to verify comes on top"
