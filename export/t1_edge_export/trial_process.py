@@ -4,7 +4,6 @@ What an engine takes in memory is given back when it ends, and a library that cr
 export with it.
 """
 
-import subprocess
 import sys
 import tempfile
 from contextlib import closing
@@ -16,7 +15,7 @@ from t1_edge.build import TOKENIZER, Decoder, Format
 from t1_edge.contract import Codec
 from t1_edge.engines.opening import open_format
 from t1_edge.errors import EngineError, T1Error
-from t1_edge.processes import how_ended
+from t1_edge.processes import how_ended, run_module
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.trial import Answers, Trial, ask
 
@@ -54,12 +53,8 @@ def ask_format(
             Path(folder, name) for name in ("asked.json", "answers.npz", "refused")
         )
         asked.write_bytes(msgspec.json.encode(request))
-        # -P: a folder that the user happens to be in is no place to import from.
-        command = [sys.executable, "-P", "-m", "t1_edge_export.trial_process"]
-        command += map(str, (asked, answered, refused))
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=False
-        )
+        files = [str(path) for path in (asked, answered, refused)]
+        done = run_module("t1_edge_export.trial_process", files)
         if refused.exists():
             raise EngineError(f"{format} cannot be verified: {refused.read_text(encoding='utf-8')}")
         if done.returncode:

@@ -21,14 +21,14 @@ _ADVICE: Final[Mapping[str, str]] = {
 
 
 def run_module(
-    module: str, arguments: Sequence[str], *, seconds: float
+    module: str, arguments: Sequence[str], *, seconds: float | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run a module in a fresh interpreter, to its end.
 
     Args:
         module: Its name.
         arguments: Of its command line.
-        seconds: After which it counts as hung, and is ended.
+        seconds: After which it counts as hung, and is ended; never if None.
 
     Raises:
         EngineError: If there is no interpreter, as in a frozen app, which is its own; or it cannot
@@ -71,9 +71,8 @@ def how_ended(code: int, said: str) -> str:
         code: Its exit code; below 0 the signal that ended it, as `subprocess` has it.
         said: What it wrote to its standard error.
     """
-    name = code_name(code)
-    how = _ADVICE.get(name, f"ended with {name}")
-    end = said.strip()[-_SAID:]
-    if name in _ADVICE:
-        return f"{how}: {end}" if end else how
-    return f"{how}: {end or 'it said nothing'}"
+    name, end = code_name(code), said.strip()[-_SAID:]
+    known = _ADVICE.get(name)
+    if known:
+        return f"{known}: {end}" if end else known
+    return f"ended with {name}: {end or 'it said nothing'}"

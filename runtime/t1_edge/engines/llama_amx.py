@@ -12,7 +12,7 @@ import msgspec
 
 from t1_edge import __version__
 from t1_edge.cache import remembered
-from t1_edge.engines.llama_devices import library_file
+from t1_edge.engines.opening import installed_as
 from t1_edge.errors import EngineError
 from t1_edge.machine import kernels
 from t1_edge.processes import code_name, run_module
@@ -49,8 +49,7 @@ def may_pack(api: Any) -> bool:
     """
     if b"AMX_INT8 = 1" not in api.llama_print_system_info():
         return True
-    file = library_file()
-    key = [__version__, str(file), file.stat().st_mtime_ns, kernels()]
+    key = [__version__, installed_as("gguf"), kernels()]
     found = remembered("amx", key, _Verdict, _try, keep=lambda verdict: verdict.lasting)
     if not found.runs:
         _LOG.warning(
