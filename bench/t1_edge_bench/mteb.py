@@ -13,7 +13,7 @@ from t1_edge.compat import PromptName, SentenceEncoder
 from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.select import Device, EngineChoice
-from t1_edge.errors import BuildError, InputError, MissingExtraError
+from t1_edge.errors import BuildError, MissingExtraError
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -58,12 +58,15 @@ class MtebEncoder:
         self.revision = _revision(self._manifest)
         if not self.revision.startswith(revision or ""):
             raise BuildError(f"{model_name} is of revision {self.revision}, not {revision}")
-        self._budget = self._manifest.contract.budget if budget is None else budget
-        if self._budget < 0:
-            raise InputError(f"budget must be 0 or more tokens, not {budget}")
         self._encoder = Encoder.load(
-            model_name, engine=engine, device=device or "auto", threads=threads, cache=False
+            model_name,
+            engine=engine,
+            device=device or "auto",
+            threads=threads,
+            budget=budget,
+            cache=False,
         )
+        self._budget = self._encoder.codec.contract.budget
         self._sentences = SentenceEncoder(self._encoder, budget=self._budget, truncate=True)
 
     @property

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from t1_edge.errors import ContractError
+from t1_edge.errors import ContractError, InputError
 from t1_edge.tokenization import TextTokenizer, check_text, common_beginning
 
 _UNLIKE: Final = ("the", "a", "Zebras", "7", "水", "(x)", "\n", "")
@@ -66,6 +66,18 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def own_tokens(self) -> tuple[str, str, str]:
         """The tokens around a thought and behind a row, in the order in which export adds them."""
         return (self.think_open, self.think_close, self.emb_token)
+
+    def with_budget(self, tokens: int | None) -> "Contract":
+        """This contract with another budget, or as it is if None.
+
+        Raises:
+            InputError: If the budget is negative.
+        """
+        if tokens is None:
+            return self
+        if tokens < 0:
+            raise InputError(f"budget must be 0 or more tokens, not {tokens}")
+        return msgspec.structs.replace(self, budget=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +143,22 @@ class Codec:
             InputError: If the text holds a lone surrogate.
         """
         return self._document.render(text)
+
+    def documents(self, texts: Sequence[str], *, truncate: bool) -> list[Row]:
+        """The rows of documents, see `document`.
+
+        Raises:
+            InputError: If a text holds a lone surrogate, or does not fit and `truncate` is off.
+        """
+        rows = [self.document(text) for text in texts]
+        cut = [at for at, row in enumerate(rows) if row.truncated]
+        if cut and not truncate:
+            limit = self.contract.max_document_tokens
+            raise InputError(
+                f"{len(cut)} of {len(rows)} documents have more than {limit} tokens, the first "
+                f"is texts[{cut[0]}]: split them, or call embed_documents(..., truncate=True)"
+            )
+        return rows
 
     @cached_property
     def beginnings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

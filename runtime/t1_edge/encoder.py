@@ -69,6 +69,7 @@ class Encoder:
         device: Device = "auto",
         threads: int | None = None,
         documents: DocumentGraph = "auto",
+        budget: int | None = None,
         cache: bool = True,
     ) -> "Encoder":
         """Open a build.
@@ -81,6 +82,8 @@ class Encoder:
             documents: Which graph reads documents: the one for "documents", where the build has it,
                 or the engine's for "everything". "auto" takes the former wherever it runs, in ONNX
                 Runtime on the CPU, unless `engine` is "gguf".
+            budget: Most tokens of a thought when a call does not say, and those with which "auto"
+                takes the faster engine; the contract's if None.
             cache: Keep vectors and thoughts of queries on disk, and give them again to who asks
                 the same. Texts are not kept.
 
@@ -91,15 +94,22 @@ class Encoder:
             DeviceError: If the device cannot run here, or not the graph for documents.
             EngineError: If the library cannot be loaded or refuses the files, or the build's
                 golden vectors do not come out.
-            InputError: If the number of threads is below 1, or no graph has that name.
+            InputError: If the number of threads is below 1, the budget negative, or no graph has
+                that name.
             MissingExtraError: If a library that is asked for is not installed, or none is.
         """
         opened = Build(find_build(build))
         manifest = opened.manifest
-        codec = Codec(manifest.contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
+        contract = manifest.contract.with_budget(budget)
+        codec = Codec(contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
         with process_cores().hold(available_threads() if threads is None else threads):
             running = select.open_engine(
-                opened, engine=engine, device=device, threads=threads, documents=documents
+                opened,
+                engine=engine,
+                device=device,
+                threads=threads,
+                documents=documents,
+                budget=contract.budget,
             )
             try:
                 check_once(opened, running)
@@ -127,6 +137,7 @@ class Encoder:
             device=cast(Device, running.info.device),
             threads=threads,
             documents=graph,
+            budget=budget,
             cache=cache,
         )
         return loaded
@@ -157,7 +168,7 @@ class Encoder:
 
         Args:
             text: The query. Special tokens in it are plain text; empty text is allowed.
-            budget: Most tokens of the thought; the contract's if None, no thought if 0.
+            budget: Most tokens of the thought; what was loaded with if None, no thought if 0.
             thought: One that the caller wrote or edited, to be read instead.
             deadline: Seconds from the call after which the thought is forced shut.
             settle: When the thought ends since its vector has come to rest; never if None.
@@ -191,7 +202,7 @@ class Encoder:
 
         Args:
             text: The query.
-            budget: Most tokens of the thought; the contract's if None, no thought if 0.
+            budget: Most tokens of the thought; what was loaded with if None, no thought if 0.
             deadline: Seconds from the call after which the thought is forced shut.
             every: Tokens between two vectors; each costs about what a token does, in llama.cpp
                 two.
@@ -207,7 +218,7 @@ class Encoder:
         """
         if every < 1:
             raise InputError(f"between two vectors stand 1 token or more, not {every}")
-        budget = self._budget(budget)
+        budget = self.codec.contract.with_budget(budget).budget
         row = self.codec.query(text)
         until = None if deadline is None else time.monotonic() + deadline
         return self._passes.stream(row, budget, until, every)
@@ -251,7 +262,7 @@ class Encoder:
                 )
         check_texts(texts, batch_size)
         batch_size = min(batch_size, self._passes.most_rows)
-        budget = self._budget(budget)
+        budget = self.codec.contract.with_budget(budget).budget
         until = None if deadline is None else time.monotonic() + deadline
         rows = [self.codec.query(text) for text in texts]
         if thoughts is not None:
@@ -319,9 +330,7 @@ class Encoder:
         """
         check_texts(texts, batch_size)
         began = time.monotonic()
-        rows = [self.codec.document(text) for text in texts]
-        if not truncate:
-            self._refuse_long(rows)
+        rows = self.codec.documents(texts, truncate=truncate)
         vectors = np.empty((len(rows), self.hidden), np.float32)
         tell = progress or (lambda documents: None)
         read_by = self._passes.documents(rows, vectors, tell, batch_size)
@@ -374,21 +383,6 @@ class Encoder:
         codec = self.codec
         thinking = (codec.ending, sorted(codec.stop_ids), codec.contract.distinct, budget, settle)
         return key_of(__version__, self.fingerprint, self.info, row.tokens, thinking)
-
-    def _budget(self, asked: int | None) -> int:
-        budget = self.codec.contract.budget if asked is None else asked
-        if budget < 0:
-            raise InputError(f"budget must be 0 or more tokens, not {budget}")
-        return budget
-
-    def _refuse_long(self, rows: Sequence[Row]) -> None:
-        long = [at for at, row in enumerate(rows) if row.truncated]
-        if long:
-            limit = self.codec.contract.max_document_tokens
-            raise InputError(
-                f"{len(long)} of {len(rows)} documents have more than {limit} tokens, the first "
-                f"is texts[{long[0]}]: split them, or call embed_documents(..., truncate=True)"
-            )
 
 
 def _load_again(load: Callable[[], Encoder], fingerprint: str) -> Encoder:

@@ -182,6 +182,17 @@ def test_a_batch_is_no_larger_than_the_engine_takes() -> None:
         encoder.encode_queries(["x"], batch_size=0)
 
 
+def test_calls_think_as_far_as_the_encoder_was_loaded_to(
+    tiny_build: Callable[..., Build], own_cache: Path
+) -> None:
+    path = tiny_build("llama", "portable").path
+    with Encoder.load(path, budget=3, cache=False) as encoder:
+        thoughts = [encoder.encode_query("why", budget=asked).thought for asked in (None, 3, 0)]
+    assert thoughts[0] == thoughts[1] != thoughts[2] == ""
+    with pytest.raises(InputError, match="budget must be 0 or more tokens, not -1"):
+        Encoder.load(path, budget=-1)
+
+
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(InputError, match="budget"):
         scripted_encoder()[0].encode_query("x", budget=-1)

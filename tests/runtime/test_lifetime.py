@@ -167,11 +167,18 @@ def test_spawned_processes_give_the_same(
         np.testing.assert_array_equal(query, encoder.encode_query(text, budget=4).vector)
 
 
-def test_a_pickled_encoder_is_the_same_build_on_the_same_engine(encoder: Encoder) -> None:
+def test_a_pickled_encoder_is_the_same_build_on_the_same_engine(
+    encoder: Encoder, path: Path, engine: EngineChoice
+) -> None:
     with pickle.loads(pickle.dumps(encoder)) as again:
         assert again.info == encoder.info
         assert again.fingerprint == encoder.fingerprint
         assert [do() for do in _work(again)] == [do() for do in _work(encoder)]
+    with (
+        Encoder.load(path, engine=engine, budget=2) as loaded,
+        pickle.loads(pickle.dumps(loaded)) as again,
+    ):
+        assert again.codec.contract.budget == 2
     encoder.fingerprint = "of another export"
     with pytest.raises(BuildError, match="exported again"):
         pickle.loads(pickle.dumps(encoder))

@@ -5,13 +5,13 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from t1_edge.build import Build, Format
 from t1_edge.engines import race, select
 from t1_edge.engines.fake import FakeEngine, FakeSession
 from t1_edge.engines.select import DocumentGraph, _opened
+from t1_edge.errors import InputError
 
 FORMATS: tuple[Format, ...] = ("onnx", "gguf")
 
@@ -28,20 +28,14 @@ class Counting(FakeEngine):
         return super().start(rows, room=room)
 
 
-def _with_budget(build: Build, budget: int) -> Build:
-    contract = msgspec.structs.replace(build.manifest.contract, budget=budget)
-    build.manifest = msgspec.structs.replace(build.manifest, contract=contract)
-    return build
-
-
 @pytest.mark.parametrize(("budget", "written"), [(0, 0), (5, 5), (400, 16)])
 @pytest.mark.parametrize("documents", [True, False])
 def test_the_work_is_a_query_of_the_budget_and_documents_if_they_are_read(
     tiny_build: Callable[..., Build], own_cache: Path, budget: int, written: int, documents: bool
 ) -> None:
-    build = _with_budget(Build(tiny_build("llama", "portable").path), budget)
+    build = tiny_build("llama", "portable")
     engine = Counting(vocabulary=build.manifest.decoder.vocabulary)
-    race.race(build, {"fake": lambda: closing(engine)}, "", documents=documents)
+    race.race(build, {"fake": lambda: closing(engine)}, "", budget=budget, documents=documents)
     query = ([24], written + 2)
     once = [([96, 96], 1), query] if documents else [query]
     assert engine.started[: 3 * len(once)] == 3 * once
@@ -56,8 +50,8 @@ def test_the_race_is_run_once(
         for format in FORMATS
     }
 
-    def run(key: int, *, documents: bool = True, again: bool = False) -> dict[str, float]:
-        return race.race(build, contestants, key, documents=documents, again=again)
+    def run(key: int, *, budget: int = 0, again: bool = False) -> dict[str, float]:
+        return race.race(build, contestants, key, budget=budget, documents=True, again=again)
 
     seconds = run(1)
     assert set(seconds) == set(FORMATS)
@@ -65,7 +59,7 @@ def test_the_race_is_run_once(
     monkeypatch.setattr(race, "_time", lambda *_: 5.0)
     assert run(1) == seconds
     assert run(2) == {"onnx": 5.0, "gguf": 5.0}
-    assert run(1, documents=False) == {"onnx": 5.0, "gguf": 5.0}
+    assert run(1, budget=2) == {"onnx": 5.0, "gguf": 5.0}
     assert run(1, again=True) == {"onnx": 5.0, "gguf": 5.0}
 
 
@@ -80,13 +74,33 @@ def test_documents_count_where_no_graph_of_their_own_reads_them(
 ) -> None:
     told: list[bool] = []
 
-    def recorded(*given: object, documents: bool, again: bool) -> dict[str, float]:
+    def recorded(*given: object, documents: bool, **more: object) -> dict[str, float]:
         told.append(documents)
         return {"onnx": 1.0, "gguf": 2.0}
 
     monkeypatch.setattr(select, "race", recorded)
-    build = Build(tiny_build("llama", "portable").path)
+    build = tiny_build("llama", "portable")
     select.choose(build, device="cpu", documents=asked)
     monkeypatch.setattr(Build, "has_documents_graph", True)
     select.choose(build, device="cpu", documents=asked)
     assert told == [True, reads]
+
+
+def test_queries_think_as_they_will_be_asked_to(
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_thinker(*given: object, budget: int, **more: object) -> dict[str, float]:
+        return {"onnx": 1.0 + budget, "gguf": 2.0}
+
+    monkeypatch.setattr(select, "race", slow_thinker)
+    build = tiny_build("llama", "portable")
+    assert build.manifest.contract.budget > 1
+    chosen = {asked: select.choose(build, device="cpu", budget=asked) for asked in (0, 16, None)}
+    assert {asked: found.format for asked, found in chosen.items()} == {
+        0: "onnx",
+        16: "gguf",
+        None: "gguf",
+    }
+    assert "thoughts of 16 tokens" in chosen[16].reason
+    with pytest.raises(InputError, match="budget must be 0 or more tokens, not -1"):
+        select.choose(build, device="cpu", budget=-1)

@@ -115,7 +115,14 @@ def quality(
     settles = [Settle(cosine=cosine, every=settle_every or 4) for cosine in cosines]
     dataset = load(data, split=split, limit_queries=limit_queries)
     with (
-        Encoder.load(build, engine=engine, device=device, threads=threads, cache=False) as encoder,
+        Encoder.load(
+            build,
+            engine=engine,
+            device=device,
+            threads=threads,
+            budget=max(budgets),
+            cache=False,
+        ) as encoder,
         progress(len(dataset.documents), "encoding documents") as update,
     ):
         reader = encoder.read_by()

@@ -77,12 +77,12 @@ def encode(
     from t1_edge.thinking import Settle
 
     thinking = {
-        "budget": budget,
         "deadline": deadline,
         "settle": None if settle is None else Settle(cosine=settle),
         "thought": thought,
     }
-    asked = [name for name, value in thinking.items() if value is not None]
+    given = {"budget": budget} | thinking
+    asked = [name for name, value in given.items() if value is not None]
     asked += ["no-cache"] * no_cache
     if asked and role != "query":
         raise click.UsageError(f"--{asked[0]} is for queries: give --query")
@@ -96,10 +96,9 @@ def encode(
     if not lines:
         raise InputError("the file has no lines")
     with Encoder.load(
-        build, engine=engine, device=device, threads=threads, cache=not no_cache
+        build, engine=engine, device=device, threads=threads, budget=budget, cache=not no_cache
     ) as encoder:
-        most = encoder.codec.contract.budget if budget is None else budget
-        if most == 0 and (deadline is not None or settle is not None):
+        if encoder.codec.contract.budget == 0 and (deadline is not None or settle is not None):
             raise InputError(
                 "--deadline and --settle end a thought, and with a budget of 0 there is none: give "
                 "--budget"

@@ -31,6 +31,7 @@ def race(
     contestants: Mapping[str, Opener],
     key: object,
     *,
+    budget: int,
     documents: bool,
     again: bool = False,
 ) -> dict[str, float]:
@@ -40,10 +41,10 @@ def race(
     What a template begins with is read each time: an engine that keeps it is better than that.
 
     Args:
-        build: Golden rows are drawn out to a query of 24 tokens, behind which the contract's budget
-            is written, up to 16, and documents of 96.
+        build: Golden rows are drawn out to a query of 24 tokens and documents of 96.
         contestants: What opens each engine, by name; they are opened one after another.
         key: What the result depends on beside the build and the machine.
+        budget: Tokens that are written behind the query; no more than 16 are.
         documents: Whether they are to read documents.
         again: Measure even if the cache knows.
 
@@ -51,14 +52,15 @@ def race(
         BuildError: If the golden rows are damaged.
         EngineError: If an engine cannot be opened, or fails.
     """
-    what = [build.state(), kernels(), list(contestants), documents, key]
+    thought = min(budget, _MOST_THOUGHT_TOKENS)
+    what = [build.state(), kernels(), list(contestants), thought, documents, key]
 
     def run() -> dict[str, float]:
         _LOG.info("measuring which is faster here: %s", " or ".join(contestants))
         rows = Golden.load(build.file(GOLDEN)).rows
         work = _Work(
             query=[*islice(cycle(rows[0]), _QUERY_TOKENS)],
-            budget=min(build.manifest.contract.budget, _MOST_THOUGHT_TOKENS),
+            budget=thought,
             documents=[[*islice(cycle(row), _DOCUMENT_TOKENS)] for row in rows[:_DOCUMENTS]]
             if documents
             else [],

@@ -58,6 +58,7 @@ def open_engine(
     device: Device = "auto",
     threads: int | None = None,
     documents: DocumentGraph = "auto",
+    budget: int | None = None,
 ) -> Engine:
     """Open a build with what `choose` chooses.
 
@@ -67,16 +68,20 @@ def open_engine(
         device: Where to run it.
         threads: CPU threads; those of `available_threads` if None.
         documents: Which graph is to read documents: not what is opened here.
+        budget: Tokens of the thoughts that are to come; the contract's if None.
 
     Raises:
         BuildError: If the build does not hold the format.
         DeviceError: If the device cannot run here.
         EngineError: If the library cannot be loaded, or refuses the files.
-        InputError: If there is no such engine or device, or the number of threads is below 1.
+        InputError: If there is no such engine or device, the number of threads is below 1, or the
+            budget negative.
         MissingExtraError: If no library is installed that could drive the build.
     """
     threads = available_threads() if threads is None else threads
-    chosen = choose(build, engine=engine, device=device, threads=threads, documents=documents)
+    chosen = choose(
+        build, engine=engine, device=device, threads=threads, documents=documents, budget=budget
+    )
     return _open(build, chosen.format, chosen.device, threads)
 
 
@@ -151,13 +156,14 @@ def choose(
     device: Device = "auto",
     threads: int | None = None,
     documents: DocumentGraph = "auto",
+    budget: int | None = None,
     again: bool = False,
 ) -> Choice:
     """Choose an engine and a device for a build.
 
     "auto" takes the first of CUDA, Metal and CPU on which something ran, and there the engine that
-    a short measurement found faster, at queries as the contract has them, and at documents where
-    no graph of their own reads these; it is made once for a build and machine.
+    a short measurement found faster, at queries that think within the budget, and at documents
+    where no graph of their own reads these; it is made once for a build, machine and budget.
 
     Args:
         build: The build.
@@ -165,19 +171,22 @@ def choose(
         device: Where to run it; "auto" may take any.
         threads: CPU threads; those of `available_threads` if None.
         documents: Which graph is to read documents.
+        budget: Tokens of the thoughts that are to come; the contract's if None.
         again: Measure even if it was measured before.
 
     Raises:
         BuildError: If the build does not hold the format.
         DeviceError: If the device cannot run here; with each engine's reason.
         EngineError: If a library cannot be loaded, or refuses the files.
-        InputError: If there is no such engine or device, or the number of threads is below 1.
+        InputError: If there is no such engine or device, the number of threads is below 1, or the
+            budget negative.
         MissingExtraError: If no library is installed that could drive the build.
     """
     if device not in get_args(Device):
         raise InputError(f"no device {device!r}; known are {', '.join(get_args(Device))}")
     if engine not in get_args(EngineChoice):
         raise InputError(f"no engine {engine!r}; known are {', '.join(get_args(EngineChoice))}")
+    thought = build.manifest.contract.with_budget(budget).budget
     threads = available_threads() if threads is None else threads
     formats = _formats(build, engine)
     for format in formats:
@@ -194,10 +203,11 @@ def choose(
     key = [at, threads, [installed_as(format) for format in able]]
     # Where ONNX Runtime is among those that could run, it reads documents beside any of them.
     elsewhere = build.has_documents_graph and at == "cpu" and documents != "everything"
-    seconds = race(build, contestants, key, documents=not elsewhere, again=again)
+    reads = not elsewhere
+    seconds = race(build, contestants, key, budget=thought, documents=reads, again=again)
     fastest = min(able, key=seconds.__getitem__)
     figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
-    why = f"the faster on {at}: {figures}"
+    why = f"the faster on {at} with thoughts of {thought} tokens: {figures}"
     return Choice(format=fastest, device=at, reason=f"{why}{passed}", seconds=seconds)
 
 
