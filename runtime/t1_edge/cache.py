@@ -9,6 +9,7 @@ Under the user's cache directory, or under `T1_EDGE_CACHE` where that is set:
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,17 @@ def cache_dir() -> Path:
     """The root of the cache; it may not exist yet."""
     chosen = os.environ.get("T1_EDGE_CACHE")
     return Path(chosen) if chosen else platformdirs.user_cache_path("t1-edge")
+
+
+def cache_obstacle() -> str:
+    """What keeps the cache from being written, found by writing; "" if nothing does."""
+    root = cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return ""
+    except OSError as e:
+        return e.strerror or str(e)
 
 
 def build_dir(name: str) -> Path:

@@ -9,7 +9,7 @@ import msgspec
 from t1_edge import __version__
 from t1_edge.bandwidth import read_bandwidth
 from t1_edge.build import Build, Format
-from t1_edge.cache import cached_builds, find_build
+from t1_edge.cache import cache_dir, cache_obstacle, cached_builds, find_build
 from t1_edge.engines.devices import DEVICES, DeviceName
 from t1_edge.engines.nvidia import nvidia_driver
 from t1_edge.engines.probe import Probe, probe
@@ -69,6 +69,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         nvidia: What NVIDIA's driver says.
         probes: For each format and device, whether a tiny build ran there.
         chosen: What "auto" takes.
+        cache: Where the cache is.
+        cache_obstacle: What keeps it from being written, so that all that is measured here is
+            measured again each time; "" if nothing does.
         builds: In the cache.
     """
 
@@ -80,6 +83,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     nvidia: str
     probes: list[Probe]
     chosen: Chosen
+    cache: str
+    cache_obstacle: str
     builds: list[KeptBuild]
 
     @property
@@ -90,11 +95,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def examine(build: str) -> Report:
+def examine(build: str, *, budget: int | None = None) -> Report:
     """Look at this machine; takes some seconds, and more for large builds, whose files are read.
 
     Args:
         build: Name or path of the build that "auto" is asked about; it may be missing.
+        budget: Tokens of the thoughts that are to come; the build's if None.
 
     Raises:
         InputError: If `OMP_NUM_THREADS` is not a number.
@@ -112,7 +118,9 @@ def examine(build: str) -> Report:
         read_bandwidth=read_bandwidth(machine.threads),
         nvidia=_nvidia(),
         probes=[probe(format, device) for device in DEVICES for format in _FORMATS],
-        chosen=_chosen(build),
+        chosen=_chosen(build, budget),
+        cache=str(cache_dir()),
+        cache_obstacle=cache_obstacle(),
         builds=[_kept(path) for path in cached_builds()],
     )
 
@@ -123,10 +131,10 @@ def _nvidia() -> str:
     return driver.missing or f"{driver.devices} GPUs, the driver gives CUDA {cuda}"
 
 
-def _chosen(build: str) -> Chosen:
+def _chosen(build: str, budget: int | None) -> Chosen:
     try:
         opened = Build(find_build(build))
-        found = choose(opened, again=True)
+        found = choose(opened, budget=budget, again=True)
     except T1Error as e:
         return Chosen(build=build, format="", device="", documents="", reason=str(e), seconds={})
     return Chosen(

@@ -294,6 +294,8 @@ def test_commands_tell_of_it(documents_build: Callable[[Family], Build], own_cac
     assert "a graph in onnx that reads them" in CliRunner().invoke(main, ["info", build]).stdout
     found = CliRunner().invoke(main, ["encode", "--build", build, "lake", "--json"])
     assert json.loads(found.stdout)["engine"].startswith("onnxruntime")
+    every = ["encode", "--build", build, "lake", "--json", "--document-graph", "everything"]
+    assert json.loads(CliRunner().invoke(main, every).stdout)["graph"] == "everything"
     found = CliRunner().invoke(main, ["doctor", build, "--json"])
     assert json.loads(found.stdout)["chosen"]["documents"] == "documents"
 

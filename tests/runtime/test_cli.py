@@ -192,6 +192,8 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
         (["encode", "--build", "nowhere", "--budget", "3", "x"], 2, "--query"),
         (["encode", "--build", "nowhere", "--deadline", "3", "x"], 2, "--deadline is for queries"),
         (["encode", "--build", "nowhere", "--no-cache", "x"], 2, "--no-cache is for queries"),
+        (["encode", "--query", "--document", "x"], 2, "--query or --document"),
+        (["encode", "--query", "--document-graph", "documents", "x"], 2, "is for documents"),
         (["encode", "--query", "--thought", "t", "--budget", "3", "x"], 2, "leave --budget"),
         (["export", "hf:no/where", "--profile", "native"], 1, "ask for one format"),
         (["info", "nowhere"], 1, "no build 'nowhere'"),

@@ -279,9 +279,20 @@ def test_doctor_says_what_runs(kept: Path) -> None:
     assert report["chosen"]["device"] in ("cpu", "cuda", "metal")
     assert report["chosen"]["format"] in FORMATS
     assert [build["problem"] for build in report["builds"]] == [""]
-    plain = CliRunner().invoke(main, ["doctor", "kept"])
+    assert report["cache_obstacle"] == ""
+    plain = CliRunner().invoke(main, ["doctor", "kept", "--budget", "3"])
     assert "onnx cpu   runs" in plain.stdout
+    assert "thoughts of 3 tokens" in plain.stdout
     assert "every hash is right" in plain.stdout
+
+
+def test_doctor_says_that_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    monkeypatch.setenv("T1_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    found = CliRunner().invoke(main, ["doctor"])
+    assert f"{tmp_path / 'file' / 'cache'}, cannot be written: Not a directory" in found.stdout
 
 
 def test_doctor_finds_damage(kept: Path) -> None:

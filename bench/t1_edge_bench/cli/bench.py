@@ -76,6 +76,7 @@ def bench() -> None:
 @options.engine
 @options.device
 @options.threads
+@options.document_graph
 @options.as_json
 def quality(
     build: str,
@@ -89,6 +90,7 @@ def quality(
     engine: Any,
     device: Any,
     threads: int | None,
+    document_graph: Any,
     as_json: bool,
 ) -> None:
     """What a build finds, what BM25 finds and what both do, in a folder of judged documents.
@@ -120,6 +122,7 @@ def quality(
             engine=engine,
             device=device,
             threads=threads,
+            documents=document_graph,
             budget=max(budgets),
             cache=False,
         ) as encoder,

@@ -14,20 +14,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.build_argument
+@options.budget
 @options.as_json
-def doctor(build: str, as_json: bool) -> None:
+def doctor(build: str, budget: int | None, as_json: bool) -> None:
     """Say what this machine can run, found by running it.
 
     A tiny build is run by every engine on every device; what "auto" takes for BUILD is measured
-    anew, and every file of the builds in the cache is read. Exit code 1 if nothing runs, or one of
-    those is damaged.
+    anew, with thoughts within the budget, and every file of the builds in the cache is read. Exit
+    code 1 if nothing runs, or one of those is damaged.
     """
     import msgspec
 
     from t1_edge.doctor import examine
 
     say("running a tiny build on every engine and device, and reading the cache's builds")
-    report = examine(build)
+    report = examine(build, budget=budget)
     if as_json:
         put_json(msgspec.to_builtins(report))
     else:
@@ -56,6 +57,8 @@ def _lines(report: "Report") -> Iterator[str]:
         else:
             yield f"{where}no     {probe.reason}"
     yield from _choice(report)
+    trouble = f", cannot be written: {report.cache_obstacle}; nothing that is measured is kept"
+    yield f"cache      {report.cache}{trouble if report.cache_obstacle else ''}"
     for build in report.builds:
         state = build.problem or "every hash is right"
         yield f"build      {build.name}, {build.size / 1e6:,.0f} MB: {state}"

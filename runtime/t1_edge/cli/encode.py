@@ -19,21 +19,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("texts", nargs=-1)
 @options.build
-@click.option("--query", "role", flag_value="query", help="Encode the texts as queries.")
-@click.option(
-    "--document",
-    "role",
-    flag_value="document",
-    default="document",
-    help="... as documents.  [default]",
-)
+@click.option("--query", is_flag=True, help="Encode the texts as queries.")
+@click.option("--document", is_flag=True, help="... as documents.  [default]")
 @click.option("--file", type=click.File("rb"), help="Read a text a line; - is stdin.")
-@click.option(
-    "--budget",
-    type=click.IntRange(min=0),
-    metavar="TOKENS",
-    help="Most tokens of a query's thought.  [default: what the build says; t1-edge info]",
-)
+@options.budget
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0),
@@ -52,11 +41,13 @@ if TYPE_CHECKING:
 @options.engine
 @options.device
 @options.threads
+@options.document_graph
 @options.as_json
 def encode(
     texts: tuple[str, ...],
     build: str,
-    role: str,
+    query: bool,
+    document: bool,
     file: IO[bytes] | None,
     budget: int | None,
     deadline: float | None,
@@ -67,6 +58,7 @@ def encode(
     engine: Any,
     device: Any,
     threads: int | None,
+    document_graph: Any,
     as_json: bool,
 ) -> None:
     """Encode TEXTS, or the lines of a file, as queries or documents.
@@ -84,8 +76,12 @@ def encode(
     given = {"budget": budget} | thinking
     asked = [name for name, value in given.items() if value is not None]
     asked += ["no-cache"] * no_cache
-    if asked and role != "query":
+    if query and document:
+        raise click.UsageError("--query or --document: texts are encoded as one of the two")
+    if asked and not query:
         raise click.UsageError(f"--{asked[0]} is for queries: give --query")
+    if query and document_graph != "auto":
+        raise click.UsageError("--document-graph is for documents: leave --query out")
     if thought is not None and any(name in asked for name in ("budget", "deadline", "settle")):
         raise click.UsageError(
             "--thought is read, and none is written: leave --budget, --deadline and --settle out"
@@ -96,15 +92,21 @@ def encode(
     if not lines:
         raise InputError("the file has no lines")
     with Encoder.load(
-        build, engine=engine, device=device, threads=threads, budget=budget, cache=not no_cache
+        build,
+        engine=engine,
+        device=device,
+        threads=threads,
+        documents=document_graph,
+        budget=budget,
+        cache=not no_cache,
     ) as encoder:
         if encoder.codec.contract.budget == 0 and (deadline is not None or settle is not None):
             raise InputError(
                 "--deadline and --settle end a thought, and with a budget of 0 there is none: give "
                 "--budget"
             )
-        rows = _queries(encoder, lines, thinking) if role == "query" else _documents(encoder, lines)
-        ran = encoder.info if role == "query" else encoder.read_by()
+        rows = _queries(encoder, lines, thinking) if query else _documents(encoder, lines)
+        ran = encoder.info if query else encoder.read_by()
         running = f"{ran.library} on {ran.device}"
         graph = ran.graph
     cut = sum(row.truncated for row in rows)

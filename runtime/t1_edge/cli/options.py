@@ -36,4 +36,18 @@ threads = click.option(
     type=click.IntRange(min=1),
     help="CPU threads.  [default: OMP_NUM_THREADS, or one a core]",
 )
+document_graph = click.option(
+    "--document-graph",
+    type=click.Choice(["auto", "documents", "everything"]),
+    default="auto",
+    show_default=True,
+    help="Which graph reads documents: the one for documents, which a build may have, or the "
+    "engine's for everything. auto: the former where it runs.",
+)
+budget = click.option(
+    "--budget",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="Most tokens of a query's thought.  [default: what the build says; t1-edge info]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Put data alone on stdout, as JSON.")
