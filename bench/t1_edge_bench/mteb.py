@@ -67,7 +67,7 @@ class MtebEncoder:
             cache=False,
         )
         self._budget = self._encoder.codec.contract.budget
-        self._sentences = SentenceEncoder(self._encoder, budget=self._budget, truncate=True)
+        self._sentences = SentenceEncoder(self._encoder, truncate=True)
 
     @property
     def mteb_model_meta(self) -> "ModelMeta":

@@ -12,10 +12,9 @@ from typing import Final
 import click
 import msgspec
 
-from recipes.nano.evaluate import PYDOC, Measured, Task, task
+from recipes.nano.evaluate import PYDOC, Measured, Task, parse_budgets, task
 from recipes.nano.report import compare
-from t1_edge.build import Build, Format
-from t1_edge.cache import find_build
+from t1_edge.build import Format
 from t1_edge.encoder import Encoder
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
@@ -23,27 +22,36 @@ from t1_edge_bench.table import table
 _SETS: Final = (PYDOC, "entailment-bank", "openstax-psychology")
 
 
-def measure(build: Build, format: Format, on: Task, budgets: Sequence[int]) -> list[Measured]:
-    """What one format finds on a data set, a line a budget."""
-    with Encoder.load(
-        build.path, engine=format, documents="everything", budget=max(budgets), cache=False
-    ) as encoder:
-        searcher = Searcher(encoder=encoder, dataset=on.dataset)
+def measure(build: str, engine: Format, on: Task, budgets: Sequence[int]) -> list[Measured]:
+    """What an engine finds on a data set, a line a budget.
+
+    Args:
+        build: Its name or path.
+        engine: What runs it.
+        on: The data set.
+        budgets: Most tokens of a thought.
+    """
+    with Encoder.load(build, engine=engine, documents="everything", cache=False) as encoder:
+        searcher = Searcher(encoder=encoder, dataset=on.dataset, say=_say)
         return [
-            on.measure(_system(format, budget), searcher.dense(searcher.think(budget)))
+            on.measure(
+                f"{encoder.info.engine} at {budget}",
+                searcher.dense(searcher.think(budget)),
+                build=encoder.fingerprint,
+            )
             for budget in budgets
         ]
 
 
-def _system(format: Format, budget: int) -> str:
-    return f"{format} at {budget}"
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @click.command()
 @click.option("--build", default="nano", show_default=True)
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--set", "sets", multiple=True, default=_SETS, show_default=True)
-@click.option("--budget", "budgets", type=int, multiple=True, default=(0, 16), show_default=True)
+@click.option("--budget", "budgets", callback=parse_budgets, default="0,16", show_default=True)
 @click.option("--limit-queries", type=int)
 def main(
     build: str,
@@ -53,20 +61,16 @@ def main(
     limit_queries: int | None,
 ) -> None:
     """Compare what ONNX Runtime and llama.cpp find; a JSON line a difference, and a table."""
-    opened = Build(find_build(build))
     cells = []
     for name in sets:
         on = task(name, bench, limit_queries)
-        found = [one for format in ("onnx", "gguf") for one in measure(opened, format, on, budgets)]
-        means = {one.system: one.mean for one in found}
-        for budget in budgets:
-            onnx, gguf = _system("onnx", budget), _system("gguf", budget)
-            [apart] = compare(found, gguf, onnx)
+        onnx, gguf = (measure(build, engine, on, budgets) for engine in ("onnx", "gguf"))
+        for budget, one, other in zip(budgets, onnx, gguf, strict=True):
+            [apart] = compare([one, other], other.system, one.system)
             click.echo(msgspec.json.encode(apart))
             less = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
-            cells.append(
-                [on.dataset.name, str(budget), f"{means[onnx]:.3f}", f"{means[gguf]:.3f}", less]
-            )
+            means = (f"{found.mean:.3f}" for found in (one, other))
+            cells.append([on.dataset.name, str(budget), *means, less])
     click.echo(table(["set", "budget", "onnx", "gguf", "gguf less onnx"], cells))
 
 

@@ -156,7 +156,8 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _budgets(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+def parse_budgets(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+    """Several budgets of an option, between commas."""
     return [int(part) for part in text.split(",")]
 
 
@@ -165,7 +166,7 @@ def _budgets(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--set", "sets", multiple=True, default=(*SETS, PYDOC), show_default=True)
-@click.option("--budget", "budgets", callback=_budgets, default="0,16", show_default=True)
+@click.option("--budget", "budgets", callback=parse_budgets, default="0,16", show_default=True)
 @click.option("--engine", default="onnx", show_default=True)
 @click.option("--limit-queries", type=int)
 def main(

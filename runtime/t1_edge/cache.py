@@ -44,10 +44,12 @@ def cache_obstacle() -> str:
     root = cache_dir()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            return ""
+        for folder in (root, *(path for path in root.iterdir() if path.is_dir())):
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
     except OSError as e:
-        return e.strerror or str(e)
+        return str(e)
+    return ""
 
 
 def build_dir(name: str) -> Path:

@@ -41,7 +41,7 @@ class SentenceEncoder:
 
     Args:
         encoder: What encodes; it stays the caller's to close.
-        budget: Most tokens of a query's thought; the contract's if None.
+        budget: Most tokens of a query's thought; what the encoder was loaded with if None.
         truncate: Cut documents over the contract's limit, as sentence-transformers does, instead of
             refusing them. Queries are cut either way.
     """

@@ -67,17 +67,15 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The tokens around a thought and behind a row, in the order in which export adds them."""
         return (self.think_open, self.think_close, self.emb_token)
 
-    def with_budget(self, tokens: int | None) -> "Contract":
-        """This contract with another budget, or as it is if None.
+    def budget_for(self, asked: int | None) -> int:
+        """The budget that was asked for, or the contract's if None.
 
         Raises:
-            InputError: If the budget is negative.
+            InputError: If it is negative.
         """
-        if tokens is None:
-            return self
-        if tokens < 0:
-            raise InputError(f"budget must be 0 or more tokens, not {tokens}")
-        return msgspec.structs.replace(self, budget=tokens)
+        if asked is not None and asked < 0:
+            raise InputError(f"budget must be 0 or more tokens, not {asked}")
+        return self.budget if asked is None else asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,22 +141,6 @@ class Codec:
             InputError: If the text holds a lone surrogate.
         """
         return self._document.render(text)
-
-    def documents(self, texts: Sequence[str], *, truncate: bool) -> list[Row]:
-        """The rows of documents, see `document`.
-
-        Raises:
-            InputError: If a text holds a lone surrogate, or does not fit and `truncate` is off.
-        """
-        rows = [self.document(text) for text in texts]
-        cut = [at for at, row in enumerate(rows) if row.truncated]
-        if cut and not truncate:
-            limit = self.contract.max_document_tokens
-            raise InputError(
-                f"{len(cut)} of {len(rows)} documents have more than {limit} tokens, the first "
-                f"is texts[{cut[0]}]: split them, or call embed_documents(..., truncate=True)"
-            )
-        return rows
 
     @cached_property
     def beginnings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

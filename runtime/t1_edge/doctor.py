@@ -29,7 +29,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
         device: Where; "" if nowhere.
         documents: Which graph reads documents; "" if none.
         reason: Why, or why not.
-        seconds: What engines took for the same work, measured now.
+        seconds: What engines take for the same work, measured now.
     """
 
     build: str
@@ -70,8 +70,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         probes: For each format and device, whether a tiny build ran there.
         chosen: What "auto" takes.
         cache: Where the cache is.
-        cache_obstacle: What keeps it from being written, so that all that is measured here is
-            measured again each time; "" if nothing does.
+        cache_obstacle: What keeps it from being written, so that nothing new is kept: what is
+            measured here will be measured again; "" if nothing does.
         builds: In the cache.
     """
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import numpy as np
 
 from t1_edge import __version__
@@ -19,7 +20,7 @@ from t1_edge.engines.select import Device, DocumentGraph, EngineChoice
 from t1_edge.errors import BuildError, InputError
 from t1_edge.golden import check_once
 from t1_edge.machine import available_threads
-from t1_edge.passes import Passes, slices
+from t1_edge.passes import Passes, refuse_cut, slices
 from t1_edge.query_cache import CachedQuery, QueryCache, key_of
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thought
@@ -82,7 +83,7 @@ class Encoder:
             documents: Which graph reads documents: the one for "documents", where the build has it,
                 or the engine's for "everything". "auto" takes the former wherever it runs, in ONNX
                 Runtime on the CPU, unless `engine` is "gguf".
-            budget: Most tokens of a thought when a call does not say, and those with which "auto"
+            budget: Most tokens of a thought when a call does not say, and those at which "auto"
                 takes the faster engine; the contract's if None.
             cache: Keep vectors and thoughts of queries on disk, and give them again to who asks
                 the same. Texts are not kept.
@@ -100,7 +101,8 @@ class Encoder:
         """
         opened = Build(find_build(build))
         manifest = opened.manifest
-        contract = manifest.contract.with_budget(budget)
+        thought = manifest.contract.budget_for(budget)
+        contract = msgspec.structs.replace(manifest.contract, budget=thought)
         codec = Codec(contract, TextTokenizer.from_file(opened.file(TOKENIZER)))
         with process_cores().hold(available_threads() if threads is None else threads):
             running = select.open_engine(
@@ -109,7 +111,7 @@ class Encoder:
                 device=device,
                 threads=threads,
                 documents=documents,
-                budget=contract.budget,
+                budget=thought,
             )
             try:
                 check_once(opened, running)
@@ -218,7 +220,7 @@ class Encoder:
         """
         if every < 1:
             raise InputError(f"between two vectors stand 1 token or more, not {every}")
-        budget = self.codec.contract.with_budget(budget).budget
+        budget = self.codec.contract.budget_for(budget)
         row = self.codec.query(text)
         until = None if deadline is None else time.monotonic() + deadline
         return self._passes.stream(row, budget, until, every)
@@ -262,7 +264,7 @@ class Encoder:
                 )
         check_texts(texts, batch_size)
         batch_size = min(batch_size, self._passes.most_rows)
-        budget = self.codec.contract.with_budget(budget).budget
+        budget = self.codec.contract.budget_for(budget)
         until = None if deadline is None else time.monotonic() + deadline
         rows = [self.codec.query(text) for text in texts]
         if thoughts is not None:
@@ -330,7 +332,9 @@ class Encoder:
         """
         check_texts(texts, batch_size)
         began = time.monotonic()
-        rows = self.codec.documents(texts, truncate=truncate)
+        rows = [self.codec.document(text) for text in texts]
+        if not truncate:
+            refuse_cut(rows, self.codec.contract.max_document_tokens)
         vectors = np.empty((len(rows), self.hidden), np.float32)
         tell = progress or (lambda documents: None)
         read_by = self._passes.documents(rows, vectors, tell, batch_size)

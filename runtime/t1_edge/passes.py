@@ -16,7 +16,7 @@ from typing import Final
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
-from t1_edge.errors import EngineError
+from t1_edge.errors import EngineError, InputError
 from t1_edge.results import QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thinking, Thought, think
 from t1_edge.vectors import normalised
@@ -299,6 +299,20 @@ def _worth(beginnings: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 def slices(count: int, size: int) -> Iterator[slice]:
     """Parts of a sequence of so many, each of a size but the last."""
     return (slice(at, at + size) for at in range(0, count, size))
+
+
+def refuse_cut(rows: Sequence[Row], limit: int) -> None:
+    """Refuse documents of which some were over the limit of tokens.
+
+    Raises:
+        InputError: With how many, and where the first is.
+    """
+    cut = [at for at, row in enumerate(rows) if row.truncated]
+    if cut:
+        raise InputError(
+            f"{len(cut)} of {len(rows)} documents have more than {limit} tokens, the first is "
+            f"texts[{cut[0]}]: split them, or call embed_documents(..., truncate=True)"
+        )
 
 
 def _batches(rows: Sequence[Row], engine: Engine, most: int | None = None) -> Iterator[list[int]]:

@@ -33,6 +33,7 @@ from t1_edge.engines import onnx as onnx_engine
 from t1_edge.engines import opening, select
 from t1_edge.engines.base import Engine
 from t1_edge.engines.opening import open_documents
+from t1_edge.engines.race import Pace
 from t1_edge.errors import (
     BuildError,
     DeviceError,
@@ -242,8 +243,8 @@ def test_it_stands_beside_what_was_not_asked_for_by_name(
     faster: Format,
     graph: str,
 ) -> None:
-    seconds = {"onnx": 2.0, "gguf": 2.0} | {faster: 1.0}
-    monkeypatch.setattr(select, "race", lambda *_, **__: seconds)
+    paces = {name: Pace(reading=1.0 + (name != faster), step=0.0) for name in ("onnx", "gguf")}
+    monkeypatch.setattr(select, "race", lambda *_, **__: paces)
     with Encoder.load(documents_build("llama").path, engine=asked, threads=1) as encoder:
         assert encoder.info.engine == faster
         assert encoder.read_by().graph == graph

@@ -187,8 +187,9 @@ def test_calls_think_as_far_as_the_encoder_was_loaded_to(
 ) -> None:
     path = tiny_build("llama", "portable").path
     with Encoder.load(path, budget=3, cache=False) as encoder:
-        thoughts = [encoder.encode_query("why", budget=asked).thought for asked in (None, 3, 0)]
-    assert thoughts[0] == thoughts[1] != thoughts[2] == ""
+        thoughts = [encoder.encode_query("why", budget=asked) for asked in (None, 2, 0)]
+        [*_, last] = encoder.encode_query_stream("why")
+    assert [len(found.thought_tokens) for found in (*thoughts, last)] == [3, 2, 0, 3]
     with pytest.raises(InputError, match="budget must be 0 or more tokens, not -1"):
         Encoder.load(path, budget=-1)
 

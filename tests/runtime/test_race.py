@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from t1_edge.build import Build, Format
+from t1_edge.encoder import Encoder
 from t1_edge.engines import race, select
 from t1_edge.engines.fake import FakeEngine, FakeSession
 from t1_edge.engines.select import DocumentGraph, _opened
 from t1_edge.errors import InputError
 
 FORMATS: tuple[Format, ...] = ("onnx", "gguf")
+
+PACES = {"onnx": race.Pace(reading=1.0, step=0.2), "gguf": race.Pace(reading=2.0, step=0.1)}
+"""The first is the faster reader, the other the faster thinker: from 10 tokens on it wins."""
 
 
 class Counting(FakeEngine):
@@ -28,17 +32,21 @@ class Counting(FakeEngine):
         return super().start(rows, room=room)
 
 
-@pytest.mark.parametrize(("budget", "written"), [(0, 0), (5, 5), (400, 16)])
 @pytest.mark.parametrize("documents", [True, False])
-def test_the_work_is_a_query_of_the_budget_and_documents_if_they_are_read(
-    tiny_build: Callable[..., Build], own_cache: Path, budget: int, written: int, documents: bool
+def test_the_work_is_a_query_that_thinks_and_documents_if_they_are_read(
+    tiny_build: Callable[..., Build], own_cache: Path, documents: bool
 ) -> None:
     build = tiny_build("llama", "portable")
     engine = Counting(vocabulary=build.manifest.decoder.vocabulary)
-    race.race(build, {"fake": lambda: closing(engine)}, "", budget=budget, documents=documents)
-    query = ([24], written + 2)
+    race.race(build, {"fake": lambda: closing(engine)}, "", documents=documents)
+    query = ([24], 10)
     once = [([96, 96], 1), query] if documents else [query]
     assert engine.started[: 3 * len(once)] == 3 * once
+
+
+def test_a_pace_is_of_any_budget() -> None:
+    pace = race.Pace(reading=0.5, step=0.25)
+    assert [pace.seconds(budget) for budget in (0, 2, 400)] == [0.5, 1.0, 100.5]
 
 
 def test_the_race_is_run_once(
@@ -50,17 +58,18 @@ def test_the_race_is_run_once(
         for format in FORMATS
     }
 
-    def run(key: int, *, budget: int = 0, again: bool = False) -> dict[str, float]:
-        return race.race(build, contestants, key, budget=budget, documents=True, again=again)
+    def run(key: int, *, documents: bool = True, again: bool = False) -> dict[str, race.Pace]:
+        return race.race(build, contestants, key, documents=documents, again=again)
 
-    seconds = run(1)
-    assert set(seconds) == set(FORMATS)
-    assert min(seconds.values()) > 0
-    monkeypatch.setattr(race, "_time", lambda *_: 5.0)
-    assert run(1) == seconds
-    assert run(2) == {"onnx": 5.0, "gguf": 5.0}
-    assert run(1, budget=2) == {"onnx": 5.0, "gguf": 5.0}
-    assert run(1, again=True) == {"onnx": 5.0, "gguf": 5.0}
+    found = run(1)
+    assert set(found) == set(FORMATS)
+    assert all(0 < pace.step < pace.reading for pace in found.values())
+    slow = race.Pace(reading=5.0, step=1.0)
+    monkeypatch.setattr(race, "_time", lambda *_: slow)
+    assert run(1) == found
+    assert run(2) == {"onnx": slow, "gguf": slow}
+    assert run(1, documents=False) == {"onnx": slow, "gguf": slow}
+    assert run(1, again=True) == {"onnx": slow, "gguf": slow}
 
 
 @pytest.mark.parametrize(
@@ -74,9 +83,9 @@ def test_documents_count_where_no_graph_of_their_own_reads_them(
 ) -> None:
     told: list[bool] = []
 
-    def recorded(*given: object, documents: bool, **more: object) -> dict[str, float]:
+    def recorded(*given: object, documents: bool, again: bool) -> dict[str, race.Pace]:
         told.append(documents)
-        return {"onnx": 1.0, "gguf": 2.0}
+        return PACES
 
     monkeypatch.setattr(select, "race", recorded)
     build = tiny_build("llama", "portable")
@@ -86,21 +95,18 @@ def test_documents_count_where_no_graph_of_their_own_reads_them(
     assert told == [True, reads]
 
 
-def test_queries_think_as_they_will_be_asked_to(
-    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+def test_the_faster_engine_is_that_of_the_budget(
+    tiny_build: Callable[..., Build], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow_thinker(*given: object, budget: int, **more: object) -> dict[str, float]:
-        return {"onnx": 1.0 + budget, "gguf": 2.0}
-
-    monkeypatch.setattr(select, "race", slow_thinker)
+    monkeypatch.setattr(select, "race", lambda *_, **__: PACES)
     build = tiny_build("llama", "portable")
-    assert build.manifest.contract.budget > 1
-    chosen = {asked: select.choose(build, device="cpu", budget=asked) for asked in (0, 16, None)}
-    assert {asked: found.format for asked, found in chosen.items()} == {
-        0: "onnx",
-        16: "gguf",
-        None: "gguf",
-    }
-    assert "thoughts of 16 tokens" in chosen[16].reason
+    assert build.manifest.contract.budget == 4
+    expected: dict[int | None, Format] = {0: "onnx", 3: "onnx", 16: "gguf", None: "onnx"}
+    for asked, format in expected.items():
+        assert select.choose(build, device="cpu", budget=asked).format == format
+        with Encoder.load(build.path, device="cpu", budget=asked) as encoder:
+            assert encoder.info.engine == format
+    reason = select.choose(build, device="cpu", budget=16).reason
+    assert "budget of 16: onnx 4.200 s, gguf 3.600 s" in reason
     with pytest.raises(InputError, match="budget must be 0 or more tokens, not -1"):
         select.choose(build, device="cpu", budget=-1)

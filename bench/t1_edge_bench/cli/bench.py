@@ -123,7 +123,6 @@ def quality(
             device=device,
             threads=threads,
             documents=document_graph,
-            budget=max(budgets),
             cache=False,
         ) as encoder,
         progress(len(dataset.documents), "encoding documents") as update,

@@ -57,7 +57,7 @@ def _lines(report: "Report") -> Iterator[str]:
         else:
             yield f"{where}no     {probe.reason}"
     yield from _choice(report)
-    trouble = f", cannot be written: {report.cache_obstacle}; nothing that is measured is kept"
+    trouble = f": cannot be written, so that nothing new is kept: {report.cache_obstacle}"
     yield f"cache      {report.cache}{trouble if report.cache_obstacle else ''}"
     for build in report.builds:
         state = build.problem or "every hash is right"

@@ -41,7 +41,7 @@ class Choice:
         format: Whose engine.
         device: Where it runs.
         reason: Why, for people; with what stood in the way of a device that should have run.
-        seconds: What the engines that could have run there took for the same work, where they
+        seconds: What the engines that could have run there take for the same work, where they
             were measured.
     """
 
@@ -162,8 +162,8 @@ def choose(
     """Choose an engine and a device for a build.
 
     "auto" takes the first of CUDA, Metal and CPU on which something ran, and there the engine that
-    a short measurement found faster, at queries that think within the budget, and at documents
-    where no graph of their own reads these; it is made once for a build, machine and budget.
+    a short measurement found faster, at queries that think as far as the budget, and at documents
+    where no graph of their own reads these; it is made once for a build and machine.
 
     Args:
         build: The build.
@@ -186,7 +186,7 @@ def choose(
         raise InputError(f"no device {device!r}; known are {', '.join(get_args(Device))}")
     if engine not in get_args(EngineChoice):
         raise InputError(f"no engine {engine!r}; known are {', '.join(get_args(EngineChoice))}")
-    thought = build.manifest.contract.with_budget(budget).budget
+    thought = build.manifest.contract.budget_for(budget)
     threads = available_threads() if threads is None else threads
     formats = _formats(build, engine)
     for format in formats:
@@ -203,11 +203,12 @@ def choose(
     key = [at, threads, [installed_as(format) for format in able]]
     # Where ONNX Runtime is among those that could run, it reads documents beside any of them.
     elsewhere = build.has_documents_graph and at == "cpu" and documents != "everything"
-    reads = not elsewhere
-    seconds = race(build, contestants, key, budget=thought, documents=reads, again=again)
+    paces = race(build, contestants, key, documents=not elsewhere, again=again)
+    seconds: dict[str, float] = {format: paces[format].seconds(thought) for format in able}
     fastest = min(able, key=seconds.__getitem__)
     figures = ", ".join(f"{format} {seconds[format]:.3f} s" for format in able)
-    why = f"the faster on {at} with thoughts of {thought} tokens: {figures}"
+    work = "a query" if elsewhere else "a query and two documents"
+    why = f"the faster on {at} for {work} with a budget of {thought}: {figures}"
     return Choice(format=fastest, device=at, reason=f"{why}{passed}", seconds=seconds)
 
 
