@@ -4,7 +4,6 @@ The bounds and the measurements behind them are in docs/build-format.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 
 from t1_edge.build import GGUF_MODEL, TOKENIZER, Decoder, Format, Profile
 from t1_edge.engines.base import Float32Array
-from t1_edge.engines.opening import open_documents
 from t1_edge.errors import GateError
-from t1_edge.golden import run_rows
 from t1_edge.vectors import cosines
 from t1_edge.verification import Bounds, DocumentFigures, EngineFigures, FreeRunning, Verification
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.tokenizer_parity import differing_texts
 from t1_edge_export.trial import BUDGETS, Answers, Trial
-from t1_edge_export.trial_process import ask_format
+from t1_edge_export.trial_process import ask_documents, ask_format
 
 _WORST: Final = 3
 """Texts that a miss names."""
@@ -111,8 +108,11 @@ def measure(
         answers[format] = ask_format(
             directory, format, decoder, trial, exact=exact, scratch=scratch
         )
+    read = None
     if documents:
         say("verifying what was written for documents")
+        vectors = ask_documents(directory, decoder, trial, scratch=scratch)
+        read = _documents(truth, vectors, bounds)
     verification = Verification(
         rows=len(trial.rows),
         positions=len(truth.scores),
@@ -120,7 +120,7 @@ def measure(
         bounds=bounds,
         engines={format: _figures(truth, found, bounds) for format, found in answers.items()},
         cross_engine_min=_cross([found.vectors for found in answers.values()]),
-        documents=_documents(directory, decoder, trial, truth, bounds) if documents else None,
+        documents=read,
     )
     worst = {format: _worst_texts(trial, truth, found) for format, found in answers.items()}
     return Measured(verification=verification, worst_texts=worst)
@@ -231,14 +231,8 @@ def _cross(vectors: Sequence[Float32Array]) -> float | None:
     return _round(cosines(one, other).min())
 
 
-def _documents(
-    directory: Path, decoder: Decoder, trial: Trial, truth: Answers, bounds: Bounds
-) -> DocumentFigures:
-    """The graph for documents, on the golden ones."""
-    count = len(DOCUMENTS)
-    with closing(open_documents(directory, decoder)) as engine:
-        vectors = run_rows(engine, trial.rows[-count:])
-    near = cosines(vectors, truth.vectors[-count:])
+def _documents(truth: Answers, found: Float32Array, bounds: Bounds) -> DocumentFigures:
+    near = cosines(found, truth.vectors[-len(found) :])
     return DocumentFigures(
         cosine_mean=_round(near.mean()),
         cosine_min=_round(near.min()),

@@ -52,6 +52,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
                 found[row] = text
         return [*found, *DOCUMENTS]
 
+    @property
+    def documents(self) -> tuple[Tokens, ...]:
+        """The rows of documents, which come last."""
+        return self.rows[-len(DOCUMENTS) :]
+
     def thinking(self, step: int) -> list[int]:
         """The queries about which the reference chooses a token at a step."""
         return [row for row, thought in enumerate(self.thoughts) if step <= len(thought)]

@@ -18,7 +18,7 @@ from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.gate import BOUNDS, _agreed, _figures, _worst_texts, divergence
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, ask, golden, set_trial
-from t1_edge_export.trial_process import ask_format
+from t1_edge_export.trial_process import ask_documents, ask_format
 from t1_edge_export.vocabulary import with_tokens
 from tiny import KNOWN, TINY_CONTRACT, Tiny
 
@@ -212,5 +212,7 @@ def test_an_engine_that_dies_takes_nothing_with_it(
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
     decoder = tiny_build("llama", "float").manifest.decoder
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EngineError, match=rf"(?s)onnx cannot be verified.*{message}"):
         ask_format(tmp_path, "onnx", decoder, trial, exact=True, scratch=tmp_path)
+    with pytest.raises(EngineError, match=rf"(?s)documents cannot be verified.*{message}"):
+        ask_documents(tmp_path, decoder, trial, scratch=tmp_path)
