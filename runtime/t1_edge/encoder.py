@@ -95,8 +95,8 @@ class Encoder:
             DeviceError: If the device cannot run here, or not the graph for documents.
             EngineError: If the library cannot be loaded or refuses the files, or the build's
                 golden vectors do not come out.
-            InputError: If the number of threads is below 1, the budget negative, or no graph has
-                that name.
+            InputError: If there are no threads or more than processors, the budget is negative, or
+                no graph has that name.
             MissingExtraError: If a library that is asked for is not installed, or none is.
         """
         opened = Build(find_build(build))

@@ -93,6 +93,24 @@ def available_threads() -> int:
     return usable_cores()
 
 
+def check_threads(threads: int) -> None:
+    """Whether an engine may be given so many threads.
+
+    More than there are processors would wait for one another in loops: minutes for a text.
+
+    Raises:
+        InputError: If they are fewer than 1, or more than the processors that this process may use.
+    """
+    if threads < 1:
+        raise InputError(f"an engine needs 1 thread or more, not {threads}")
+    most = _logical()
+    if threads > most:
+        raise InputError(
+            f"{threads} threads are more than the {most} processors that this process may use: "
+            f"ask for {most} at most, in {THREADS_VARIABLE} too"
+        )
+
+
 def usable_cores() -> int:
     """Cores that this process may use: its affinity mask counts, and a container's quota."""
     return max(1, min(_cores(), _quota()))
@@ -127,6 +145,13 @@ def peak_resident_bytes() -> int:
         return int(found.removesuffix("kB")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _logical() -> int:
+    """Logical processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cores() -> int:

@@ -327,9 +327,14 @@ def test_llama_says_why_it_cannot_open_a_file(
         open_format(tmp_path, "gguf", decoder, exact=True, threads=1)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_are_refused(tiny_build: Callable[..., Build], threads: int) -> None:
-    with pytest.raises(InputError, match="thread"):
+@pytest.mark.parametrize(
+    ("threads", "message"),
+    [(0, "1 thread or more"), (-1, "1 thread or more"), (9999, "are more than the")],
+)
+def test_no_threads_are_refused_and_more_than_processors(
+    tiny_build: Callable[..., Build], threads: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
         open_engine(tiny_build("llama", "float"), threads=threads)
 
 

@@ -9,8 +9,8 @@ from t1_edge.build import GGUF_MODEL, Build, Decoder, Format
 from t1_edge.engines.base import Engine
 from t1_edge.engines.devices import DeviceName, obstacle
 from t1_edge.engines.llama_devices import library_file
-from t1_edge.errors import DeviceError, EngineError, InputError, MissingExtraError
-from t1_edge.machine import available_threads
+from t1_edge.errors import DeviceError, EngineError, MissingExtraError
+from t1_edge.machine import available_threads, check_threads
 
 _PACKAGES: Final[dict[Format, tuple[str, str, str]]] = {
     "onnx": ("onnxruntime", "onnxruntime", "cpu"),
@@ -41,12 +41,11 @@ def open_format(
     Raises:
         DeviceError: If the device cannot run the format here.
         EngineError: If the library cannot be loaded, or refuses the files.
-        InputError: If the number of threads is below 1.
+        InputError: If there are no threads, or more than processors.
         MissingExtraError: If the library is not installed.
     """
     threads = available_threads() if threads is None else threads
-    if threads < 1:
-        raise InputError(f"an engine needs 1 thread or more, not {threads}")
+    check_threads(threads)
     load_library(format)
     reason = obstacle(format, device)
     if reason:

@@ -74,8 +74,8 @@ def open_engine(
         BuildError: If the build does not hold the format.
         DeviceError: If the device cannot run here.
         EngineError: If the library cannot be loaded, or refuses the files.
-        InputError: If there is no such engine or device, the number of threads is below 1, or the
-            budget negative.
+        InputError: If there is no such engine or device, there are no threads or more than
+            processors, or the budget is negative.
         MissingExtraError: If no library is installed that could drive the build.
     """
     threads = available_threads() if threads is None else threads
@@ -178,8 +178,8 @@ def choose(
         BuildError: If the build does not hold the format.
         DeviceError: If the device cannot run here; with each engine's reason.
         EngineError: If a library cannot be loaded, or refuses the files.
-        InputError: If there is no such engine or device, the number of threads is below 1, or the
-            budget negative.
+        InputError: If there is no such engine or device, there are no threads or more than
+            processors, or the budget is negative.
         MissingExtraError: If no library is installed that could drive the build.
     """
     if device not in get_args(Device):
