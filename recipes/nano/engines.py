@@ -19,7 +19,7 @@ from t1_edge.encoder import Encoder
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
 
-_SETS: Final = (PYDOC, "entailment-bank", "openstax-psychology")
+_SETS: Final = (PYDOC, "entailment-bank")
 
 
 def measure(build: str, engine: Format, on: Task, budgets: Sequence[int]) -> list[Measured]:
