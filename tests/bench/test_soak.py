@@ -75,6 +75,18 @@ def test_growth_beyond_the_bound_fails(
     assert "resident when warm, MB" in found.stdout
 
 
+def test_samples_that_cannot_be_kept_are_told_of_before_the_work(
+    soak: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(*given: Any, **more: Any) -> Any:
+        raise AssertionError("begun all the same")
+
+    monkeypatch.setattr("t1_edge_bench.soak.soak", work)
+    found = soak("--samples", str(tmp_path / "nowhere" / "samples.jsonl"))
+    assert found.exit_code == 1
+    assert "its folder is missing" in found.stderr
+
+
 def test_the_work_ends_with_who_asked_for_it(tiny_build: Callable[..., Build]) -> None:
     build = str(tiny_build("llama", "portable").path)
     command = [sys.executable, "-c", "from t1_edge.cli import main; main()", "bench", "soak"]

@@ -1,5 +1,6 @@
 """`t1-edge bench`: what a build finds, and what it costs."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +206,7 @@ def latency(
     type=click.FloatRange(min=0, min_open=True),
     default=3600.0,
     show_default=True,
-    help="How long each engine works.",
+    help="How long each engine works, a hundred calls of each thread at least.",
 )
 @click.option(
     "--max-growth",
@@ -245,6 +246,8 @@ def soak(
     from t1_edge.errors import EngineError
     from t1_edge_bench.soak import soak as work
 
+    if samples and not os.access(samples.parent, os.W_OK):
+        raise click.FileError(str(samples), "its folder is missing, or read-only for you")
     rows = []
     for name in _engines(build, engine):
         say(f"{name} works for {seconds:g} s")
