@@ -21,7 +21,7 @@ from t1_edge.encoder import Encoder
 from t1_edge.engines.base import Engine, Session
 from t1_edge.engines.opening import require
 from t1_edge.engines.select import open_engine
-from t1_edge.errors import EngineError
+from t1_edge.errors import EngineError, T1Error
 from t1_edge.machine import available_threads, peak_resident_bytes
 from t1_edge.processes import how_ended
 from t1_edge_bench.pydoc import passages, questions
@@ -278,4 +278,7 @@ def _write(session: Session, tokens: int) -> None:
 
 if __name__ == "__main__":
     asked = msgspec.json.decode(sys.argv[1], type=_Request)
-    Path(asked.output).write_bytes(msgspec.json.encode(_measure(asked)))
+    try:
+        Path(asked.output).write_bytes(msgspec.json.encode(_measure(asked)))
+    except T1Error as e:
+        sys.exit(str(e))

@@ -52,6 +52,7 @@ class Model:
         """
         try:
             found = Build(model_dir(self.name))
+            found.check_hashes()
         except BuildError:
             return None
         manifest = found.manifest

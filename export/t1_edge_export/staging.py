@@ -147,9 +147,9 @@ def _lock(partial: Path) -> IO[bytes]:
         lock.seek(0)
         holder = lock.read().decode(errors="replace").strip()
         lock.close()
+        build = partial.with_name(partial.name[1:].removesuffix(".partial"))
         raise ExportError(
-            f"process {holder or 'unknown'} is writing {partial.parent} already: wait for it, or "
-            "end it"
+            f"process {holder or 'unknown'} is writing {build} already: wait for it, or end it"
         ) from e
     with suppress(OSError):  # a full disk: it is locked all the same, and the next write says so
         lock.truncate(0)

@@ -8,6 +8,7 @@ else changes, so that a model sees one format at every budget.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Final
 
 import msgspec
@@ -71,11 +72,13 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The budget that was asked for, or the contract's if None.
 
         Raises:
-            InputError: If it is negative.
+            InputError: If it is negative, or no whole number.
         """
-        if asked is not None and asked < 0:
-            raise InputError(f"budget must be 0 or more tokens, not {asked}")
-        return self.budget if asked is None else asked
+        if asked is None:
+            return self.budget
+        if not isinstance(asked, Integral) or asked < 0:
+            raise InputError(f"budget must be 0 or more tokens, not {asked!r}")
+        return int(asked)
 
 
 @dataclass(frozen=True, kw_only=True)

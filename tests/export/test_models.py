@@ -99,6 +99,16 @@ def _keep_only(cache: Path, nano: Build, **changed: object) -> None:
     copy.rename(model_dir("nano"))
 
 
+def test_a_damaged_build_is_not_taken(cache: Path, nano: Build) -> None:
+    _keep_only(cache, nano)
+    weights = model_dir("nano") / "weights.bin"
+    damaged = bytearray(weights.read_bytes())
+    damaged[1000] ^= 1
+    weights.unlink()
+    weights.write_bytes(damaged)
+    assert NANO.cached(["onnx", "gguf"]) is None
+
+
 def test_a_build_of_one_engine_is_not_enough_for_two(cache: Path, nano: Build) -> None:
     _keep_only(cache, nano, formats=("onnx",))
     assert NANO.cached(["onnx"]) is not None

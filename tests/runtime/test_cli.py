@@ -193,6 +193,8 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
         (["encode", "--build", "nowhere", "--deadline", "3", "x"], 2, "--deadline is for queries"),
         (["encode", "--build", "nowhere", "--no-cache", "x"], 2, "--no-cache is for queries"),
         (["encode", "--query", "--document", "x"], 2, "--query or --document"),
+        (["encode", "--output", "/nowhere/v.npy", "x"], 1, "its folder is missing"),
+        (["export", "x", "--save-statistics", "/nowhere/s.gguf"], 1, "its folder is missing"),
         (["encode", "--query", "--document-graph", "documents", "x"], 2, "is for documents"),
         (["encode", "--query", "--thought", "t", "--budget", "3", "x"], 2, "leave --budget"),
         (["export", "hf:no/where", "--profile", "native"], 1, "ask for one format"),

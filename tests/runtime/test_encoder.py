@@ -194,9 +194,10 @@ def test_calls_think_as_far_as_the_encoder_was_loaded_to(
         Encoder.load(path, budget=-1)
 
 
-def test_a_negative_budget_is_refused() -> None:
-    with pytest.raises(InputError, match="budget"):
-        scripted_encoder()[0].encode_query("x", budget=-1)
+@pytest.mark.parametrize("budget", [-1, 1.5, "16"])
+def test_a_budget_that_is_no_number_of_tokens_is_refused(budget: Any) -> None:
+    with pytest.raises(InputError, match="budget must be 0 or more tokens, not"):
+        scripted_encoder()[0].encode_query("x", budget=budget)
 
 
 def test_vectors_that_are_none_are_errors() -> None:

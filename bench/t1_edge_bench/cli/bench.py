@@ -1,6 +1,5 @@
 """`t1-edge bench`: what a build finds, and what it costs."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from t1_edge.cli import options
-from t1_edge.cli.output import progress, put_json, say
+from t1_edge.cli.output import check_place, progress, put_json, say
 
 if TYPE_CHECKING:
     from t1_edge.build import Format
@@ -246,8 +245,7 @@ def soak(
     from t1_edge.errors import EngineError
     from t1_edge_bench.soak import soak as work
 
-    if samples and not os.access(samples.parent, os.W_OK):
-        raise click.FileError(str(samples), "its folder is missing, or read-only for you")
+    check_place(samples)
     rows = []
     for name in _engines(build, engine):
         say(f"{name} works for {seconds:g} s")

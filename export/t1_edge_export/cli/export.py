@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from t1_edge.cli import options
-from t1_edge.cli.output import put_json
+from t1_edge.cli.output import check_place, put_json
 from t1_edge_export.cli.talk import bars_in_bytes, timed_say
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def export(
 
     if bits is not None and target_size is not None:
         raise click.UsageError("--bits and --target-size exclude each other")
+    check_place(save_statistics)
     if profile == "native" and formats == ("onnx",):
         quantizer = quantizer or "gptq"
         bits = _NATIVE_BITS if bits is None and target_size is None else bits

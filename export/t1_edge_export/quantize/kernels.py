@@ -5,6 +5,8 @@ exports the same build, however wide its registers are. Fused multiply-adds stay
 reason.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -42,7 +44,14 @@ _TO_SUBNORMAL_HALF: Final = np.float32(0.75)
 _LEAST_NORMAL_HALF: Final = np.float32(2**-14)
 _FIRST_INFINITE_HALF: Final = np.float32(65520)
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """A function as machine code, which is kept on disk where numba finds a place for it."""
+    compile_with = partial(numba.njit, nogil=True, error_model="numpy", boundscheck=False)
+    try:
+        return compile_with(cache=True)(function)
+    except RuntimeError:  # neither beside this file nor in a home: compiled in every process
+        return compile_with()(function)
 
 
 @_compiled

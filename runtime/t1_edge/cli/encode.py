@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from t1_edge.cli import options
-from t1_edge.cli.output import progress, put_json, say
+from t1_edge.cli.output import check_place, progress, put_json, say
 from t1_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def encode(
         )
     if not texts and file is None:
         raise click.UsageError("give texts, or --file")
+    check_place(output)
     lines = [*texts, *_lines(file)]
     if not lines:
         raise InputError("the file has no lines")

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import click
@@ -43,6 +45,16 @@ def telling() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+def check_place(path: str | Path | None) -> None:
+    """Whether a file may be written somewhere: asked before the work whose results it is for.
+
+    Raises:
+        click.FileError: If its folder is missing, or read-only.
+    """
+    if path is not None and not os.access(Path(path).parent, os.W_OK):
+        raise click.FileError(str(path), "its folder is missing, or read-only for you")
 
 
 def put_json(data: object) -> None:

@@ -144,9 +144,10 @@ class OnnxEngine:
         fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
         if self._place.memory == "cpu":
             check_room(shape, len(rows), fresh.longest, cache_bytes=item)
-        self._rows = fresh
         begun = [self._begun(row) for row in fresh.tokens]
-        return OnnxSession(self._session, shape, fresh, self._place, twin=self.twin, begun=begun)
+        session = OnnxSession(self._session, shape, fresh, self._place, twin=self.twin, begun=begun)
+        self._rows = fresh  # not before: what fails until here leaves no session open
+        return session
 
     def _begun(self, row: Sequence[int]) -> "Caches | None":
         """Keys and values of what a row begins with, if that is known and the row goes on."""
