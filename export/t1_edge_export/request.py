@@ -13,7 +13,7 @@ from t1_edge_export.formats import check_profile, choose_encodings, require_writ
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.precision import Budget, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
-from t1_edge_export.staging import check_free
+from t1_edge_export.staging import check_free, check_unlocked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,9 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
 
     Raises:
         CheckpointError: If the profile cannot hold the checkpoint.
-        ExportError: If the destination exists, the profile cannot hold what is asked for, the
-            budget cannot be met, or llama.cpp does not know the tokenizer.
+        ExportError: If the destination exists, another process is writing it, the profile cannot
+            hold what is asked for, the budget cannot be met, or llama.cpp does not know the
+            tokenizer.
         MissingExtraError: If a format's engine, which has to verify it, is not installed, or what
             writes it.
     """
@@ -93,6 +94,7 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
         require(format)
         require_writer(format)
     check_free(request.destination, request.force)
+    check_unlocked(request.destination)
     encodings = choose_encodings(checkpoint.decoder, request.profile, request.formats)
     metadata = request.metadata(checkpoint, encodings)
     if request.budget:

@@ -70,8 +70,8 @@ def staged(
     """
     destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
     check_free(destination, force)
-    partial = destination.with_name(f".{destination.name}.partial")
-    with _no_empty_folders(destination.parent), closing(_lock(partial)):
+    partial = _partial(destination)
+    with _no_empty_folders(destination.parent), closing(_lock(partial, destination)):
         try:
             _put_back(partial / _REPLACED, destination)
             check_free(destination, force)
@@ -132,7 +132,7 @@ def _removed(partial: Path, how: str, say: Callable[[str], None]) -> Iterator[No
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _lock(partial: Path) -> IO[bytes]:
+def _lock(partial: Path, destination: Path) -> IO[bytes]:
     """Become the one that writes a staging directory, which is made if it is missing."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -142,19 +142,41 @@ def _lock(partial: Path) -> IO[bytes]:
             partial.rmdir()
         raise ExportError(f"cannot write to {partial.parent}: {e.strerror}") from e
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        lock.seek(0)
-        holder = lock.read().decode(errors="replace").strip()
+        _take(lock, destination)
+    except ExportError:
         lock.close()
-        build = partial.with_name(partial.name[1:].removesuffix(".partial"))
-        raise ExportError(
-            f"process {holder or 'unknown'} is writing {build} already: wait for it, or end it"
-        ) from e
+        raise
     with suppress(OSError):  # a full disk: it is locked all the same, and the next write says so
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n".encode())
     return lock
+
+
+def _take(lock: IO[bytes], destination: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        lock.seek(0)
+        holder = lock.read().decode(errors="replace").strip() or "unknown"
+        raise ExportError(
+            f"process {holder} is writing {destination} already: wait for it, or end it"
+        ) from e
+
+
+def check_unlocked(destination: Path) -> None:
+    """Whether no other process is writing a build there: asked before work that takes long.
+
+    Raises:
+        ExportError: If one is; with its pid.
+    """
+    destination = Path(os.path.abspath(destination))
+    with suppress(OSError), (_partial(destination) / _LOCK).open("r+b") as file:
+        _take(file, destination)
+
+
+def _partial(destination: Path) -> Path:
+    """Where a build is written before it is published."""
+    return destination.with_name(f".{destination.name}.partial")
 
 
 def _clear(partial: Path, say: Callable[[str], None]) -> None:

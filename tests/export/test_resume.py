@@ -20,7 +20,7 @@ from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, RowQuantizer
-from t1_edge_export.request import Request
+from t1_edge_export.request import Request, check_request
 from t1_edge_export.staging import staged
 from tiny import TINY_CONTRACT, Tiny
 
@@ -227,3 +227,12 @@ def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> Non
         staged(tmp_path / "build"),
     ):
         pass
+
+
+def test_the_second_is_refused_before_it_begins(checkpoint: Checkpoint, request_: Request) -> None:
+    with (
+        pytest.raises(ExportError, match=rf"is writing {request_.destination} already"),
+        staged(request_.destination),
+    ):
+        check_request(checkpoint, request_)
+    check_request(checkpoint, request_)
