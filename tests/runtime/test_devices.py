@@ -1,8 +1,10 @@
 """Devices: what stands in their way, what ran, what is taken, and that nothing falls back."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -242,6 +244,19 @@ def test_a_library_that_is_no_longer_there_is_told_of(monkeypatch: pytest.Monkey
     monkeypatch.setattr(opening, "import_module", broken)
     with pytest.raises(EngineError, match=r"cannot be loaded: libgomp.*install it again"):
         opening.library_of("gguf")
+
+
+def test_onnx_runtime_tells_nobody_of_its_use(
+    tiny_build: Callable[..., Build], tmp_path: Path
+) -> None:
+    code = "import sys, t1_edge; t1_edge.Encoder.load(sys.argv[1], engine='onnx', threads=1)"
+    build = str(tiny_build("llama", "float").path)
+    places = {"HOME": tmp_path, "TMPDIR": tmp_path, "T1_EDGE_CACHE": tmp_path / "cache"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    env = kept | {name: str(path) for name, path in places.items()}
+    env.pop("XDG_CACHE_HOME", None)
+    subprocess.run([sys.executable, "-B", "-c", code, build], env=env, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_the_llama_engine_says_where_it_ran(tiny_build: Callable[..., Build]) -> None:

@@ -1,8 +1,5 @@
 """What every engine must keep, whatever it multiplies with. One suite, all engines."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -319,19 +316,6 @@ def test_what_cannot_be_opened_leaves_no_session_open(
             with pytest.raises(MemoryError):
                 engine.start([[1, 2]], room=1)
         assert np.isfinite(_peek(engine, [[1, 2]])).all()
-
-
-def test_onnx_runtime_tells_nobody_of_its_use(
-    tiny_build: Callable[..., Build], tmp_path: Path
-) -> None:
-    code = "import sys, t1_edge; t1_edge.Encoder.load(sys.argv[1], engine='onnx', threads=1)"
-    build = str(tiny_build("llama", "float").path)
-    places = {"HOME": tmp_path, "TMPDIR": tmp_path, "T1_EDGE_CACHE": tmp_path / "cache"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
-    env = kept | {name: str(path) for name, path in places.items()}
-    env.pop("XDG_CACHE_HOME", None)
-    subprocess.run([sys.executable, "-B", "-c", code, build], env=env, check=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_more_rows_than_it_takes_are_refused(case: Case) -> None:
