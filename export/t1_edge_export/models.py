@@ -52,7 +52,6 @@ class Model:
         """
         try:
             found = Build(model_dir(self.name))
-            found.check_hashes()
         except BuildError:
             return None
         manifest = found.manifest
@@ -63,6 +62,10 @@ class Model:
             and manifest.calibration == self._quantizer(manifest.decoder).calibration
             and (found.has_documents_graph or "onnx" not in manifest.formats)
         ):
+            return None
+        try:
+            found.check_hashes()
+        except BuildError:
             return None
         if set(formats) <= set(manifest.formats):
             return found

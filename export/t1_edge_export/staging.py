@@ -71,7 +71,7 @@ def staged(
     destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
     check_free(destination, force)
     partial = _partial(destination)
-    with _no_empty_folders(destination.parent), closing(_lock(partial, destination)):
+    with _no_empty_folders(destination.parent), closing(_lock(destination)):
         try:
             _put_back(partial / _REPLACED, destination)
             check_free(destination, force)
@@ -132,8 +132,9 @@ def _removed(partial: Path, how: str, say: Callable[[str], None]) -> Iterator[No
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _lock(partial: Path, destination: Path) -> IO[bytes]:
+def _lock(destination: Path) -> IO[bytes]:
     """Become the one that writes a staging directory, which is made if it is missing."""
+    partial = _partial(destination)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = (partial / _LOCK).open("a+b", buffering=0)

@@ -24,7 +24,7 @@ from t1_edge.processes import how_ended, run_module
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.trial import Answers, Trial, ask
 
-Answered = TypeVar("Answered")
+_Answered = TypeVar("_Answered")
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,7 @@ def ask_documents(
     return _ask(request, scratch, np.load)
 
 
-def _ask(request: _Request, scratch: Path, load: Callable[[Path], Answered]) -> Answered:
+def _ask(request: _Request, scratch: Path, load: Callable[[Path], _Answered]) -> _Answered:
     """What the process of its own answers."""
     # A folder of its own: the process of an export that was killed may still be writing.
     with tempfile.TemporaryDirectory(dir=scratch) as folder:

@@ -12,7 +12,7 @@ from typing import Final
 import click
 import msgspec
 
-from recipes.nano.evaluate import PYDOC, Measured, Task, parse_budgets, task
+from recipes.nano.evaluate import PYDOC, Measured, Task, parse_budgets, say, task
 from recipes.nano.report import compare
 from t1_edge.build import Format
 from t1_edge.encoder import Encoder
@@ -32,7 +32,7 @@ def measure(build: str, engine: Format, on: Task, budgets: Sequence[int]) -> lis
         budgets: Most tokens of a thought.
     """
     with Encoder.load(build, engine=engine, documents="everything", cache=False) as encoder:
-        searcher = Searcher(encoder=encoder, dataset=on.dataset, say=_say)
+        searcher = Searcher(encoder=encoder, dataset=on.dataset, say=say)
         return [
             on.measure(
                 f"{encoder.info.engine} at {budget}",
@@ -41,10 +41,6 @@ def measure(build: str, engine: Format, on: Task, budgets: Sequence[int]) -> lis
             )
             for budget in budgets
         ]
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 @click.command()

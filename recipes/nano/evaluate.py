@@ -152,7 +152,8 @@ def read(path: Path) -> list[Measured]:
     return list({(m.dataset, m.system): m for m in found}.values())
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line of talk beside what is piped on."""
     click.echo(text, err=True)
 
 
@@ -186,7 +187,7 @@ def main(
         with out.open("ab") as file:
             file.writelines(line + b"\n" for _, line in lines)
         for m, _ in lines:
-            _say(f"{m.dataset}: {m.mean:.4f} {m.system}")
+            say(f"{m.dataset}: {m.mean:.4f} {m.system}")
 
     for name in sets:
         on = task(name, bench, limit_queries)
@@ -194,7 +195,7 @@ def main(
             keep(baselines(on))
         for build in builds:
             with Encoder.load(build, engine=engine, cache=False) as encoder:  # type: ignore[arg-type]
-                searcher = Searcher(encoder=encoder, dataset=on.dataset, say=_say)
+                searcher = Searcher(encoder=encoder, dataset=on.dataset, say=say)
                 for budget in budgets:
                     system = (on.dataset.name, system_name(build, budget))
                     if known.get(system) != encoder.fingerprint:

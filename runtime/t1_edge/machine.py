@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Processor:
         name: As the system gives it; "" where it does not.
         architecture: "x86_64", "arm64", ...
         features: Groups of vector instructions that it has, as numpy names them.
-        logical: Processors that the system schedules.
+        logical: Processors that this process may use.
         threads: Of them, what engines take by default; see `available_threads`.
     """
 
@@ -57,7 +58,7 @@ def processor() -> Processor:
         name=_processor_name(),
         architecture=platform.machine(),
         features=_features(),
-        logical=os.cpu_count() or 1,
+        logical=len(_allowed()),
         threads=available_threads(),
     )
 
@@ -103,7 +104,7 @@ def check_threads(threads: int) -> None:
     """
     if threads < 1:
         raise InputError(f"an engine needs 1 thread or more, not {threads}")
-    most = _logical()
+    most = len(_allowed())
     if threads > most:
         raise InputError(
             f"{threads} threads are more than the {most} processors that this process may use: "
@@ -147,19 +148,18 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _logical() -> int:
-    """Logical processors that this process may use."""
+def _allowed() -> Collection[int]:
+    """Logical processors that this process may use, as far as the system says."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
 
 
 def _cores() -> int:
     """Cores among the logical processors that this process may use."""
-    if not hasattr(os, "sched_getaffinity"):
+    if not hasattr(os, "sched_getaffinity"):  # nor does the system list siblings
         return psutil.cpu_count(logical=False) or 1
-    allowed = os.sched_getaffinity(0)
-    return len({_siblings(logical) for logical in allowed})
+    return len({_siblings(logical) for logical in _allowed()})
 
 
 def _siblings(logical: int) -> str:
