@@ -19,20 +19,34 @@ from t1_edge.errors import ExportError
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.room import check_disk
 
-Encoding = Literal["f32", "q4_0", "q8_0", "q5_0", "q4_k", "q6_k"]
+Encoding = Literal[
+    "f32", "q4_0", "q4_64", "q4_128", "q8_0", "q8_64", "q8_128", "q5_0", "q4_k", "q6_k"
+]
 Packed = Literal["q5_0", "q4_k", "q6_k"]
 """What llama.cpp alone reads: its own kernels round to it, and give bytes."""
 
+BlockSize = Literal[32, 64, 128]
+"""Weights that share a scale, along a row."""
+
 BLOCK: Final = 32
-"""Weights that share a scale, along a row: the block of llama.cpp's Q4_0 and Q8_0."""
+"""The block of llama.cpp's Q4_0 and Q8_0; a wider one is several of these, of one scale."""
 
+FOUR_BITS: Final[Mapping[BlockSize, Encoding]] = {32: "q4_0", 64: "q4_64", 128: "q4_128"}
+EIGHT_BITS: Final[Mapping[BlockSize, Encoding]] = {32: "q8_0", 64: "q8_64", 128: "q8_128"}
 
-CODE_BITS: Final[Mapping[Encoding, int]] = {"f32": 32, "q8_0": 8, "q4_0": 4}
+BLOCK_SIZES: Final[Mapping[Encoding, BlockSize]] = {
+    encoding: size for kinds in (FOUR_BITS, EIGHT_BITS) for size, encoding in kinds.items()
+}
+"""Of encodings whose blocks have a code a weight and a scale."""
+
+CODE_BITS: Final[Mapping[Encoding, int]] = {
+    "f32": 32,
+    **dict.fromkeys(FOUR_BITS.values(), 4),
+    **dict.fromkeys(EIGHT_BITS.values(), 8),
+}
 """Of a weight's code."""
 
-SCALE_BITS: Final[Mapping[Encoding, int]] = {"f32": 0, "q8_0": 16, "q4_0": 16}
-"""Of a block's scale, a float16."""
-
+_SCALE_BITS: Final = 16
 
 _PACKED_BITS: Final[Mapping[Encoding, float]] = {"q5_0": 5.5, "q4_k": 4.5, "q6_k": 6.5625}
 """Of a weight: 22 bytes for 32, 144 and 210 for 256 (ggml's block_q5_0, block_q4_K, block_q6_K)."""
@@ -42,7 +56,15 @@ def bits(encoding: Encoding) -> float:
     """Of a weight, its share of scales included."""
     if encoding in _PACKED_BITS:
         return _PACKED_BITS[encoding]
-    return CODE_BITS[encoding] + SCALE_BITS[encoding] / BLOCK
+    shared = _SCALE_BITS / BLOCK_SIZES[encoding] if encoding in BLOCK_SIZES else 0
+    return CODE_BITS[encoding] + shared
+
+
+def as_stored_in_gguf(encoding: Encoding) -> Encoding:
+    """The same codes in blocks that llama.cpp reads, each with a scale of its own."""
+    if encoding not in BLOCK_SIZES:
+        return encoding
+    return FOUR_BITS[BLOCK] if encoding in FOUR_BITS.values() else EIGHT_BITS[BLOCK]
 
 
 def aligned(size: int, alignment: int) -> int:
@@ -54,16 +76,16 @@ def aligned(size: int, alignment: int) -> int:
 class Slab:
     """Consecutive rows of one tensor, encoded.
 
-    A weight is `scales * (codes - 8)` in q4_0, `scales * codes` in q8_0, `codes` in f32; what else
+    A weight is `scales * (codes - 8)` in 4 bits, `scales * codes` in 8, `codes` in f32; what else
     there is are blocks that llama.cpp packed.
 
     Attributes:
         spec: The tensor.
         encoding: The block format.
         start: First row of the slab in the tensor.
-        codes: uint8 0..15 (q4_0), int8 (q8_0) or float32 (f32), [rows, in] or [n] of a norm;
+        codes: uint8 0..15 (4 bits), int8 (8 bits) or float32 (f32), [rows, in] or [n] of a norm;
             uint8 [rows, bytes] of packed blocks.
-        scales: float16 [rows, in / BLOCK] of q4_0 and q8_0; None elsewhere.
+        scales: float16 [rows, in / block size] in 4 and 8 bits; None elsewhere.
     """
 
     spec: TensorSpec

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -18,21 +17,16 @@ from t1_edge.build import (
 )
 from t1_edge.errors import CheckpointError, ExportError, MissingExtraError
 from t1_edge_export.checkpoint import Weights
-from t1_edge_export.containers import BLOCK, ContainerWriter, Encoding
+from t1_edge_export.containers import (
+    BLOCK,
+    EIGHT_BITS,
+    FOUR_BITS,
+    BlockSize,
+    ContainerWriter,
+    Encoding,
+)
 from t1_edge_export.decoder import Role, tensors
 from t1_edge_export.mixture import mixture
-
-_INT4: Final[Mapping[Role, Encoding]] = {
-    "embedding": "q8_0",
-    "linear": "q4_0",
-    "norm": "f32",
-    "head": "q8_0",
-}
-_ENCODINGS: Final[Mapping[Profile, Mapping[Role, Encoding]]] = {
-    "portable": _INT4,
-    "native": _INT4,
-    "float": {"embedding": "f32", "linear": "f32", "norm": "f32", "head": "f32"},
-}
 
 
 def choose_encodings(
@@ -40,6 +34,8 @@ def choose_encodings(
     profile: Profile,
     formats: Collection[Format],
     eight_bit: Iterable[str] = (),
+    *,
+    block_size: BlockSize = BLOCK,
 ) -> dict[str, Encoding]:
     """Block format by tensor name.
 
@@ -47,22 +43,39 @@ def choose_encodings(
         decoder: The shape of the model.
         profile: How it is quantized.
         formats: What is written.
-        eight_bit: Linear layers that are Q8_0, whatever the profile says.
+        eight_bit: Linear layers that have 8 bits, whatever the profile says.
+        block_size: Weights that share a scale, of tensors in 4 and 8 bits.
 
     Raises:
         CheckpointError: If the blocks of a format do not divide a tensor.
     """
-    encodings = {spec.name: _ENCODINGS[profile][spec.role] for spec in tensors(decoder)}
+    roles = _encodings(profile, block_size)
+    encodings = {spec.name: roles[spec.role] for spec in tensors(decoder)}
     if profile == "native" and "gguf" in formats:
         encodings |= mixture(decoder)
-    encodings |= dict.fromkeys(eight_bit, "q8_0")
+    encodings |= dict.fromkeys(eight_bit, EIGHT_BITS[block_size])
     for spec in tensors(decoder):
-        if encodings[spec.name] != "f32" and spec.shape[-1] % BLOCK:
+        if encodings[spec.name] != "f32" and spec.shape[-1] % block_size:
             raise CheckpointError(
-                f"{spec.name} is {spec.shape[-1]} wide, which blocks of {BLOCK} do not divide; "
-                "export it with --profile float"
+                f"{spec.name} is {spec.shape[-1]} wide, which blocks of {block_size} do not "
+                f"divide; {_instead(spec.shape[-1])}"
             )
     return encodings
+
+
+def _encodings(profile: Profile, block_size: BlockSize) -> Mapping[Role, Encoding]:
+    if profile == "float":
+        return {"embedding": "f32", "linear": "f32", "norm": "f32", "head": "f32"}
+    four, eight = FOUR_BITS[block_size], EIGHT_BITS[block_size]
+    return {"embedding": eight, "linear": four, "norm": "f32", "head": eight}
+
+
+def _instead(width: int) -> str:
+    """What to export a tensor with whose width blocks do not divide."""
+    divide = [size for size in FOUR_BITS if width % size == 0]
+    return (
+        f"export it with --block-size {max(divide)}" if divide else "export it with --profile float"
+    )
 
 
 def require_writer(format: Format) -> None:
@@ -84,6 +97,7 @@ def check_profile(
     packs: bool,
     cuda: bool,
     documents: bool,
+    block_size: BlockSize,
 ) -> None:
     """Whether a build of a profile can hold what is asked for.
 
@@ -95,10 +109,13 @@ def check_profile(
         packs: Whether the quantizer rounds to llama.cpp's own blocks too.
         cuda: With ONNX's graph for CUDA.
         documents: With ONNX's graph for documents.
+        block_size: Weights that share a scale.
 
     Raises:
         ExportError: If it cannot.
     """
+    if block_size != BLOCK:
+        _check_wide(formats, profile, block_size)
     if profile == "float":
         _check_float(budget=budget, chosen=chosen)
     if profile == "native":
@@ -107,6 +124,17 @@ def check_profile(
         _check_cuda(formats, profile)
     if documents:
         _check_documents(formats, profile)
+
+
+def _check_wide(formats: Collection[Format], profile: Profile, block_size: BlockSize) -> None:
+    if profile == "float":
+        raise ExportError("the profile float rounds nothing: leave --block-size out")
+    if "onnx" not in formats:
+        raise ExportError(
+            f"a GGUF has blocks of {BLOCK}, and is nearer to the float weights with a scale for "
+            f"each than with one for {block_size} weights: ask for the format onnx too, or leave "
+            "--block-size out"
+        )
 
 
 def _check_float(*, budget: bool, chosen: bool) -> None:

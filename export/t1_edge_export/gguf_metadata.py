@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from t1_edge.build import Decoder, Source
-from t1_edge_export.containers import Encoding, aligned, bits
+from t1_edge_export.containers import Encoding, aligned, as_stored_in_gguf, bits
 from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
@@ -72,7 +72,7 @@ def gguf_metadata(
 
 def tensor_bytes(spec: TensorSpec, encoding: Encoding) -> int:
     """Size of a tensor in the file, in bytes."""
-    return int(spec.size * bits(encoding)) // 8
+    return int(spec.size * bits(as_stored_in_gguf(encoding))) // 8
 
 
 def _describe(
@@ -88,7 +88,7 @@ def _describe(
     writer.add_source_url(source.id)
     writer.add_license(source.licence)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    linear = Counter(encodings[spec.name] for spec in linear_layers(decoder))
+    linear = Counter(as_stored_in_gguf(encodings[spec.name]) for spec in linear_layers(decoder))
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[linear.most_common(1)[0][0]]])
     writer.add_block_count(decoder.layers)
     writer.add_context_length(decoder.positions)
@@ -124,7 +124,7 @@ def _announce(writer: "GGUFWriter", decoder: Decoder, encodings: Mapping[str, En
 
     names = gguf_names(decoder)
     for spec in tensors(decoder):
-        encoding = encodings[spec.name]
+        encoding = as_stored_in_gguf(encodings[spec.name])
         size = tensor_bytes(spec, encoding)
         dtype: Any = np.float32 if encoding == "f32" else np.uint8
         shape = spec.shape if encoding == "f32" else (spec.shape[0], size // spec.shape[0])

@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import GGUF_MODEL, Decoder
-from t1_edge_export.containers import BLOCK, Encoding, PlacedFile, RowsDue, Slab, aligned
+from t1_edge_export.containers import (
+    BLOCK,
+    BLOCK_SIZES,
+    CODE_BITS,
+    Encoding,
+    PlacedFile,
+    RowsDue,
+    Slab,
+    aligned,
+)
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.gguf_checkpoint import rotated_heads, stored_rows
 from t1_edge_export.gguf_metadata import ALIGNMENT, tensor_bytes
@@ -19,17 +28,19 @@ def pack(slab: Slab) -> NDArray[np.uint8]:
 
     A Q4_0 block is its float16 scale and 16 bytes, byte j holding code j in its low half and code
     j + 16 in its high half; a Q8_0 block is its scale and 32 signed bytes. Source: ggml's
-    block_q4_0 and block_q8_0. Blocks that llama.cpp packed are as they should be.
+    block_q4_0 and block_q8_0. A wider block becomes several, each with its scale; blocks that
+    llama.cpp packed are as they should be.
     """
     if slab.encoding != "f32" and slab.scales is None:
         return slab.codes
     if slab.scales is None:
         values = np.ascontiguousarray(slab.codes, "<f4")
         return values.reshape(len(values), -1).view(np.uint8)
-    blocks = slab.codes.reshape(*slab.scales.shape, BLOCK)
-    if slab.encoding == "q4_0":
+    blocks = slab.codes.reshape(len(slab.codes), -1, BLOCK)
+    if CODE_BITS[slab.encoding] == 4:
         blocks = blocks[..., : BLOCK // 2] | blocks[..., BLOCK // 2 :] << 4
-    scales = slab.scales.astype("<f2")[..., None].view(np.uint8)
+    repeated = slab.scales.repeat(BLOCK_SIZES[slab.encoding] // BLOCK, axis=-1)
+    scales = repeated.astype("<f2")[..., None].view(np.uint8)
     return np.concatenate([scales, blocks.view(np.uint8)], axis=-1).reshape(len(blocks), -1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.containers import BLOCK, CODE_BITS, SCALE_BITS, Encoding, Slab, aligned
+from t1_edge_export.containers import BLOCK_SIZES, CODE_BITS, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
 LAYOUT: Final = 2
@@ -47,8 +47,18 @@ class Matrix:
 
     @property
     def blocks(self) -> int:
-        """Blocks of a row."""
-        return self.width // BLOCK
+        """Blocks of a row, each with a scale; none in f32."""
+        return self.width // self.block_size if self.block_size else 0
+
+    @property
+    def block_size(self) -> int:
+        """Weights that share a scale; 0 in f32."""
+        return BLOCK_SIZES.get(self.encoding, 0)
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a weight's code."""
+        return CODE_BITS[self.encoding]
 
     @property
     def codes_size(self) -> int:
@@ -58,12 +68,12 @@ class Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row's codes."""
-        return self.width * CODE_BITS[self.encoding] // 8
+        return self.width * self.code_bits // 8
 
     @property
     def row_scale_bytes(self) -> int:
         """Bytes of one row's scales."""
-        return self.blocks * SCALE_BITS[self.encoding] // 8
+        return 2 * self.blocks
 
     @property
     def end(self) -> int:
@@ -100,21 +110,21 @@ def lay_out(decoder: Decoder, encodings: Mapping[str, Encoding]) -> dict[str, Ma
 def pack_codes(slab: Slab) -> NDArray[Any]:
     """Codes as MatMulNBits and GatherBlockQuantized read them, [rows, bytes] or float32.
 
-    Two q4_0 codes share a byte, the first in the low nibble; q8_0 codes are stored plus 128, the
-    operators' default zero point.
+    Two codes of 4 bits share a byte, the first in the low nibble; codes of 8 are stored plus 128,
+    the operators' default zero point.
     """
-    if slab.encoding == "q4_0":
+    if CODE_BITS[slab.encoding] == 4:
         return np.asarray(slab.codes[:, 0::2] | slab.codes[:, 1::2] << 4, np.uint8)
-    if slab.encoding == "q8_0":
+    if CODE_BITS[slab.encoding] == 8:
         return np.asarray(slab.codes.view(np.uint8) ^ np.uint8(0x80))
     return slab.codes
 
 
 def unpack_codes(stored: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
-    """What `pack_codes` packed: uint8 0..15 (q4_0), int8 (q8_0) or float32 (f32), [rows, in]."""
-    if encoding == "q4_0":
+    """What `pack_codes` packed: uint8 0..15 (4 bits), int8 (8) or float32 (f32), [rows, in]."""
+    if CODE_BITS[encoding] == 4:
         return np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1)
-    if encoding == "q8_0":
+    if CODE_BITS[encoding] == 8:
         return np.asarray((stored ^ np.uint8(0x80)).view(np.int8))
     return stored
 

@@ -6,7 +6,6 @@ from typing import Final, Literal, Protocol
 import numpy as np
 
 from t1_edge.build import ONNX_WEIGHTS
-from t1_edge_export.containers import BLOCK
 from t1_edge_export.decoder import EMBEDDING
 from t1_edge_export.onnx_layout import Matrix
 from t1_edge_export.onnx_nodes import Nodes
@@ -66,7 +65,7 @@ class BlockProducts:
         shape = (matrix.rows, matrix.width)
         codes = self._stored("embedding.codes", matrix.codes, shape, np.uint8)
         inputs = [codes, "input_ids", self._scales(matrix)]
-        sizes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        sizes = {"bits": 8, "block_size": matrix.block_size, "gather_axis": 0, "quantize_axis": 1}
         return self._nodes.contrib("GatherBlockQuantized", inputs, ["embedded"], **sizes)
 
     def one(self, values: str, name: str, output: str = "") -> str:
@@ -82,8 +81,8 @@ class BlockProducts:
             [output],
             K=matrix.width,
             N=matrix.rows,
-            bits=4 if matrix.encoding == "q4_0" else 8,
-            block_size=BLOCK,
+            bits=matrix.code_bits,
+            block_size=matrix.block_size,
             accuracy_level=self._accuracy_level,
         )
 

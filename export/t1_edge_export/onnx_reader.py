@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,6 @@ from t1_edge_export.onnx_layout import Matrix, lay_out, unpack_codes
 from t1_edge_export.quantize.blocks import dequantize
 
 Float32Array = NDArray[np.float32]
-
-_CODES: Final[Mapping[Encoding, str]] = {"f32": "<f4", "q4_0": "u1", "q8_0": "u1"}
 
 
 class OnnxWeights:
@@ -47,7 +45,8 @@ class OnnxWeights:
         matrix = self._matrices[name]
         first, count = matrix.parts[name] + start, stop - start
         place = matrix.codes + first * matrix.row_bytes
-        stored = self._read(_CODES[matrix.encoding], place, count, matrix.row_bytes)
+        dtype = "<f4" if matrix.encoding == "f32" else "u1"
+        stored = self._read(dtype, place, count, matrix.row_bytes)
         slab = Slab(
             spec=self._specs[name],
             encoding=matrix.encoding,

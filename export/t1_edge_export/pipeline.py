@@ -33,12 +33,12 @@ from t1_edge_export.card import CARD, model_card
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import linear_weight_count, weight_count
-from t1_edge_export.formats import choose_encodings, read_back
+from t1_edge_export.formats import read_back
 from t1_edge_export.gate import measure
 from t1_edge_export.onnx_documents import write_documents
 from t1_edge_export.onnx_layout import LAYOUT
 from t1_edge_export.plan import check_room, make_plan
-from t1_edge_export.precision import choose_eight_bit, eight_bit_layers, find_limit
+from t1_edge_export.precision import choose_eight_bit, eight_bit_layers
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
 from t1_edge_export.request import Request, check_request
@@ -148,17 +148,15 @@ def _encodings(
 ) -> dict[str, Encoding]:
     """Block format by tensor name, those linear layers measured that a budget is spent on."""
     decoder = checkpoint.decoder
-    plain = choose_encodings(decoder, request.profile, request.formats)
-    if request.budget is None:
+    plain = request.encodings(decoder)
+    limit = request.limit(decoder, request.metadata(checkpoint, plain))
+    if limit is None:
         return plain
-    metadata = request.metadata(checkpoint, plain)
-    limit = find_limit(request.budget, decoder, request.profile, request.formats, metadata)
     judged = "" if importance else ", by the weights alone"
     say(f"measuring what 4 bits cost each linear layer{judged}")
     with bars("measuring", linear_weight_count(decoder)) as progress:
-        worth = by_worth(checkpoint, importance, progress=progress)
-    chosen = choose_eight_bit(decoder, limit, worth)
-    return choose_encodings(decoder, request.profile, request.formats, chosen)
+        worth = by_worth(checkpoint, importance, block_size=request.block_size, progress=progress)
+    return request.encodings(decoder, choose_eight_bit(decoder, limit, worth))
 
 
 def _ask_reference(checkpoint: Checkpoint, codec: Codec, bars: Bars) -> tuple[Trial, Answers]:
@@ -185,6 +183,7 @@ def _key(checkpoint: Checkpoint, request: Request) -> str:
         str(request.documents),
         request.quantizer.calibration,
         str(request.budget),
+        str(request.block_size),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -12,8 +12,8 @@ from t1_edge.machine import available_threads, free_memory
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
-from t1_edge_export.formats import choose_encodings, file_sizes
-from t1_edge_export.precision import choose_eight_bit, find_limit
+from t1_edge_export.formats import file_sizes
+from t1_edge_export.precision import choose_eight_bit
 from t1_edge_export.quantize.statistics import collecting_memory
 from t1_edge_export.reference_engine import reference_memory
 from t1_edge_export.request import Request
@@ -90,16 +90,15 @@ def make_plan(
         quantizer_memory: Bytes that the quantizer will have resident, see `Quantizer.memory`.
         collected_tokens: Tokens that statistics are collected over before.
     """
-    decoder, profile, formats = checkpoint.decoder, request.profile, request.formats
-    encodings = choose_encodings(decoder, profile, formats)
+    decoder = checkpoint.decoder
+    encodings = request.encodings(decoder)
     metadata = request.metadata(checkpoint, encodings)
-    if request.budget:
-        limit = find_limit(request.budget, decoder, profile, formats, metadata)
+    if limit := request.limit(decoder, metadata):
         chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
-        encodings = choose_encodings(decoder, profile, formats, chosen)
+        encodings = request.encodings(decoder, chosen)
     files = {TOKENIZER: len(checkpoint.tokenizer.encode())}
     engines = []
-    for format in formats:
+    for format in request.formats:
         sizes = file_sizes(
             format, decoder, encodings, metadata, cuda=request.cuda, documents=request.documents
         )

@@ -7,14 +7,11 @@ from typing import Final
 
 from t1_edge.build import Decoder, Format, Profile
 from t1_edge.errors import ExportError
-from t1_edge_export.containers import Encoding
+from t1_edge_export.containers import BLOCK, EIGHT_BITS, FOUR_BITS, BlockSize, Encoding
 from t1_edge_export.containers import bits as bits_of
 from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, file_sizes
 from t1_edge_export.gguf_metadata import tensor_bytes
-
-LEAST_BITS: Final = bits_of("q4_0")
-MOST_BITS: Final = bits_of("q8_0")
 
 _NODE: Final = 4096
 """More bytes than the nodes that a graph gains or saves: what multiplies the same is one product
@@ -27,7 +24,8 @@ class Budget:
 
     Attributes:
         bits: Most bits of a weight, the mean over all linear layers, shares of scales included:
-            what llama.cpp calls bits per weight. The embedding and the head are Q8_0 besides.
+            what llama.cpp calls bits per weight. A GGUF of wider blocks has each scale several
+            times, and more bits. The embedding and the head have 8 besides.
         size: Most bytes of the files that one engine reads (`Build.size`), whichever reads more.
 
     Raises:
@@ -61,6 +59,8 @@ def find_limit(
     profile: Profile,
     formats: Sequence[Format],
     metadata: bytes,
+    *,
+    block_size: BlockSize = BLOCK,
 ) -> Limit:
     """What a budget means for a decoder.
 
@@ -70,16 +70,17 @@ def find_limit(
         profile: How it is quantized; not float, which has no budget.
         formats: What is written.
         metadata: What stands before the tensors of a GGUF; as long as it will be.
+        block_size: Weights that share a scale.
 
     Raises:
         CheckpointError: If blocks do not divide a tensor.
         ExportError: If all layers at 4 bits are above the budget, or all at 8 below it.
     """
     if budget.bits is not None:
-        return _limit_of_bits(budget.bits, decoder)
+        return _limit_of_bits(budget.bits, decoder, block_size)
 
     def cost(eight_bit: Iterable[str]) -> int:
-        encodings = choose_encodings(decoder, profile, formats, eight_bit)
+        encodings = choose_encodings(decoder, profile, formats, eight_bit, block_size=block_size)
         files = [file_sizes(format, decoder, encodings, metadata) for format in formats]
         return max(sum(sizes.values()) for sizes in files)
 
@@ -123,22 +124,24 @@ def choose_eight_bit(
 
 
 def eight_bit_layers(decoder: Decoder, encodings: Mapping[str, Encoding]) -> tuple[str, ...]:
-    """The linear layers that are Q8_0, by name, in the order of `decoder.tensors`."""
+    """The linear layers that have 8 bits, by name, in the order of `decoder.tensors`."""
     layers = (spec.name for spec in linear_layers(decoder))
-    return tuple(name for name in layers if encodings[name] == "q8_0")
+    return tuple(name for name in layers if encodings[name] in EIGHT_BITS.values())
 
 
-def _limit_of_bits(bits: float, decoder: Decoder) -> Limit:
-    if not LEAST_BITS <= bits <= MOST_BITS:
+def _limit_of_bits(bits: float, decoder: Decoder, block_size: BlockSize) -> Limit:
+    least, most = bits_of(FOUR_BITS[block_size]), bits_of(EIGHT_BITS[block_size])
+    if not least <= bits <= most:
         raise ExportError(
-            f"{bits} bits are out of reach: a weight has {LEAST_BITS} with all linear layers at 4 "
-            f"bits, {MOST_BITS} with all at 8"
+            f"{bits} bits are out of reach: a weight has {least} with all linear layers at 4 "
+            f"bits, {most} with all at 8"
         )
     layers = list(linear_layers(decoder))
 
     def cost(eight_bit: Iterable[str]) -> int:
         chosen = frozenset(eight_bit)
-        return sum(tensor_bytes(spec, "q8_0" if spec.name in chosen else "q4_0") for spec in layers)
+        stored = sum(spec.size * (most if spec.name in chosen else least) for spec in layers)
+        return int(stored) // 8
 
     return Limit(cost=cost, most=int(bits * sum(spec.size for spec in layers) / 8))
 

@@ -1,17 +1,17 @@
 """What an export is asked for, and what is refused before a weight is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t1_edge.build import Format, Profile
+from t1_edge.build import Decoder, Format, Profile
 from t1_edge.contract import Contract
 from t1_edge.engines.opening import require
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.containers import Encoding
+from t1_edge_export.containers import BLOCK, BlockSize, Encoding
 from t1_edge_export.formats import check_profile, choose_encodings, require_writer
 from t1_edge_export.gguf_metadata import gguf_metadata
-from t1_edge_export.precision import Budget, find_limit
+from t1_edge_export.precision import Budget, Limit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
 from t1_edge_export.staging import check_free, check_unlocked
 
@@ -29,6 +29,8 @@ class Request:
         quantizer: How the linear layers are rounded; a new one for each export.
         budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
             as fit. All of them have 4 if None.
+        block_size: Weights that share a scale. Wider blocks are smaller and faster in ONNX Runtime,
+            and further from the float weights.
         cuda: Write ONNX's graph for CUDA too. The gate does not run it.
         documents: Write ONNX's graph for documents too, whose weights are as large again and more.
         force: Replace a build that stands at the destination.
@@ -44,11 +46,43 @@ class Request:
     profile: Profile = "portable"
     quantizer: Quantizer = SEARCH
     budget: Budget | None = None
+    block_size: BlockSize = BLOCK
     cuda: bool = False
     documents: bool = False
     force: bool = False
     resume: bool | None = False
     allow_drift: bool = False
+
+    def encodings(self, decoder: Decoder, eight_bit: Iterable[str] = ()) -> dict[str, Encoding]:
+        """Block format by tensor name.
+
+        Args:
+            decoder: The shape of the model.
+            eight_bit: Linear layers that have 8 bits, whatever the profile says.
+
+        Raises:
+            CheckpointError: If the blocks of a format do not divide a tensor.
+        """
+        return choose_encodings(
+            decoder, self.profile, self.formats, eight_bit, block_size=self.block_size
+        )
+
+    def limit(self, decoder: Decoder, metadata: bytes) -> Limit | None:
+        """What the budget means for a decoder; None without one.
+
+        Args:
+            decoder: The shape of the model.
+            metadata: What stands before the tensors of a GGUF; as long as it will be.
+
+        Raises:
+            CheckpointError: If blocks do not divide a tensor.
+            ExportError: If all layers at 4 bits are above the budget, or all at 8 below it.
+        """
+        if self.budget is None:
+            return None
+        return find_limit(
+            self.budget, decoder, self.profile, self.formats, metadata, block_size=self.block_size
+        )
 
     def metadata(self, checkpoint: Checkpoint, encodings: Mapping[str, Encoding]) -> bytes:
         """What stands before the tensors of the GGUF; empty if there is to be none.
@@ -89,13 +123,13 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
         packs=request.quantizer.packed is not None,
         cuda=request.cuda,
         documents=request.documents,
+        block_size=request.block_size,
     )
     for format in request.formats:
         require(format)
         require_writer(format)
     check_free(request.destination, request.force)
     check_unlocked(request.destination)
-    encodings = choose_encodings(checkpoint.decoder, request.profile, request.formats)
+    encodings = request.encodings(checkpoint.decoder)
     metadata = request.metadata(checkpoint, encodings)
-    if request.budget:
-        find_limit(request.budget, checkpoint.decoder, request.profile, request.formats, metadata)
+    request.limit(checkpoint.decoder, metadata)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from t1_edge.errors import CheckpointError
 from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.containers import Encoding, Slab
+from t1_edge_export.containers import BLOCK_SIZES, CODE_BITS, Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, tensors
 from t1_edge_export.quantize.blocks import quantize_q8_0
 from t1_edge_export.quantize.packed import LARGEST, PACKED
@@ -89,7 +89,11 @@ def spans(spec: TensorSpec, head_dim: int) -> Iterator[range]:
 
 
 def quantize(
-    spec: TensorSpec, start: int, weights: Float32Array, q4_0: RowQuantizer | None
+    spec: TensorSpec,
+    start: int,
+    weights: Float32Array,
+    encoding: Encoding,
+    rounded: RowQuantizer,
 ) -> Slab:
     """Quantize rows of a tensor.
 
@@ -97,15 +101,15 @@ def quantize(
         spec: The tensor.
         start: The first row.
         weights: float32 [rows, in].
-        q4_0: What rounds to Q4_0; to Q8_0 if None.
+        encoding: The block format.
+        rounded: What rounds to it.
 
     Raises:
         CheckpointError: If weights are too large for float16 scales.
     """
-    codes, scales = q4_0(weights) if q4_0 else quantize_q8_0(weights)
+    codes, scales = rounded(weights, block_size=BLOCK_SIZES[encoding])
     if not np.isfinite(scales).all():
         raise _too_large(spec)
-    encoding: Encoding = "q4_0" if q4_0 else "q8_0"
     return Slab(spec=spec, encoding=encoding, start=start, codes=codes, scales=scales)
 
 
@@ -132,8 +136,8 @@ def _rounding(spec: TensorSpec, encoding: Encoding, quantizer: Quantizer) -> _Ro
         return partial(_pack, spec, encoding, quantizer.packer(spec, encoding))
     if encoding == "f32":
         return partial(_keep, spec)
-    q4_0 = quantizer.q4_0(spec) if encoding == "q4_0" else None
-    return lambda start, weights: quantize(spec, start, weights, q4_0)
+    rounded = quantizer.q4_0(spec) if CODE_BITS[encoding] == 4 else quantize_q8_0
+    return lambda start, weights: quantize(spec, start, weights, encoding, rounded)
 
 
 def _keep(spec: TensorSpec, start: int, weights: Float32Array) -> Slab:

@@ -17,7 +17,6 @@ from t1_edge.errors import ExportError
 from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import linear_layers, linear_weight_count, tensors, weight_count
-from t1_edge_export.formats import choose_encodings
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.journal import Journal
 from t1_edge_export.onnx_documents import write_documents
@@ -144,7 +143,7 @@ def _writing(block: _Block, request: Request) -> tuple[float, float]:
 
 def _write(block: _Block, request: Request, folder: Path) -> None:
     journal = Journal.open(folder / "journal.jsonl", "")
-    encodings = choose_encodings(block.decoder, request.profile, request.formats)
+    encodings = request.encodings(block.decoder)
     quantizer = weighted(block.statistics, block.decoder)
     smoothed = quantizer.smoothing.applied(block)
     write_files(folder, request.formats, smoothed, encodings, quantizer, journal)
@@ -152,9 +151,9 @@ def _write(block: _Block, request: Request, folder: Path) -> None:
 
 def _judge(block: _Block, request: Request, folder: Path) -> None:
     importance = block.statistics.importance
-    encodings = choose_encodings(block.decoder, request.profile, request.formats)
+    encodings = request.encodings(block.decoder)
     if request.budget:
-        by_worth(block, importance)
+        by_worth(block, importance, block_size=request.block_size)
     if request.documents:
         write_documents(folder, block, encodings, importance)
 

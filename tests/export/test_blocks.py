@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from t1_edge_export.containers import Slab
+from t1_edge_export.containers import FOUR_BITS, BlockSize, Slab
 from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0, round_q4_0
 from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
@@ -16,10 +16,17 @@ from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
 Float32Array = NDArray[np.float32]
 
 
-def _q4_0(weights: Float32Array, importance: Float32Array | None = None) -> Float32Array:
-    codes, scales = quantize_q4_0(weights, importance)
-    spec = TensorSpec(name="w", shape=weights.shape, role="linear")
-    return dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
+def _q4_0(
+    weights: Float32Array, importance: Float32Array | None = None, block_size: BlockSize = 32
+) -> Float32Array:
+    codes, scales = quantize_q4_0(weights, importance, block_size=block_size)
+    assert scales.shape == (len(weights), weights.shape[1] // block_size)
+    spec, encoding = _linear(weights), FOUR_BITS[block_size]
+    return dequantize(Slab(spec=spec, encoding=encoding, start=0, codes=codes, scales=scales))
+
+
+def _linear(weights: Float32Array) -> TensorSpec:
+    return TensorSpec(name="w", shape=weights.shape, role="linear")
 
 
 def _q8_0(weights: Float32Array) -> Float32Array:
@@ -34,9 +41,16 @@ def _plain_q4_0(weights: Float32Array) -> Float32Array:
     return np.asarray(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_0))
 
 
-def _block_errors(found: Float32Array, weights: Float32Array) -> Float32Array:
+def _rounded(weights: Float32Array, block_size: BlockSize) -> Float32Array:
+    """Plainly, in blocks of any size."""
+    codes, scales = round_q4_0(weights, block_size=block_size)
+    spec, encoding = _linear(weights), FOUR_BITS[block_size]
+    return dequantize(Slab(spec=spec, encoding=encoding, start=0, codes=codes, scales=scales))
+
+
+def _block_errors(found: Float32Array, weights: Float32Array, block_size: int = 32) -> Float32Array:
     """Squared error of each block."""
-    return np.asarray(np.square(found - weights).reshape(-1, 32).sum(axis=1))
+    return np.asarray(np.square(found - weights).reshape(-1, block_size).sum(axis=1))
 
 
 @pytest.fixture(params=["normal", "heavy-tailed", "sparse"])
@@ -58,10 +72,26 @@ def test_search_beats_plain_rounding_in_every_block(weights: Float32Array) -> No
     assert ours.sum() < 0.95 * plain.sum()
 
 
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_wider_blocks_are_searched_as_a_whole(weights: Float32Array, block_size: BlockSize) -> None:
+    ours = _block_errors(_q4_0(weights, None, block_size), weights, block_size)
+    plain = _block_errors(_rounded(weights, block_size), weights, block_size)
+    rounding = 1e-6 * (weights**2).reshape(-1, block_size).sum(axis=1)
+    assert (ours <= plain + rounding).all()
+    assert ours.sum() < 0.95 * plain.sum()
+    assert ours.sum() > _block_errors(_q4_0(weights), weights).sum()  # what fewer scales cost
+
+
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_a_wide_block_of_8_bits_has_one_scale(weights: Float32Array, block_size: int) -> None:
+    codes, scales = quantize_q8_0(weights, block_size=block_size)
+    assert scales.shape == (len(weights), weights.shape[1] // block_size)
+    largest = np.abs(codes.astype(int)).reshape(len(weights), -1, block_size).max(axis=-1)
+    assert set(largest[scales != 0].tolist()) == {127}
+
+
 def test_plain_rounding_is_ggmls(weights: Float32Array) -> None:
-    codes, scales = round_q4_0(weights)
-    spec = TensorSpec(name="w", shape=weights.shape, role="linear")
-    ours = dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
+    ours = _rounded(weights, 32)
     theirs = _plain_q4_0(weights)
     # ggml divides by the scale before it rounds it to float16, so a tie may fall to the other side.
     assert (ours == theirs).mean() > 0.99
@@ -132,20 +162,21 @@ def _gram(width: int, tokens: int = 400) -> Float32Array:
     return np.asarray(inputs.T @ inputs, np.float32)
 
 
-def _gptq(weights: Float32Array, gram: Float32Array) -> Float32Array:
-    codes, scales = gptq_q4_0(weights, inverse_factor(gram))
-    spec = TensorSpec(name="w", shape=weights.shape, role="linear")
-    return dequantize(Slab(spec=spec, encoding="q4_0", start=0, codes=codes, scales=scales))
+def _gptq(weights: Float32Array, gram: Float32Array, block_size: BlockSize = 32) -> Float32Array:
+    codes, scales = gptq_q4_0(weights, inverse_factor(gram), block_size=block_size)
+    spec, encoding = _linear(weights), FOUR_BITS[block_size]
+    return dequantize(Slab(spec=spec, encoding=encoding, start=0, codes=codes, scales=scales))
 
 
 def _output_error(found: Float32Array, weights: Float32Array, gram: Float32Array) -> float:
     return float(np.einsum("oi,ij,oj->", found - weights, gram, found - weights, optimize=True))
 
 
-def test_gptq_makes_up_for_its_errors(weights: Float32Array) -> None:
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+def test_gptq_makes_up_for_its_errors(weights: Float32Array, block_size: BlockSize) -> None:
     gram = _gram(weights.shape[1])
-    searched = _q4_0(weights, np.diagonal(gram).copy())
-    found = _gptq(weights, gram)
+    searched = _q4_0(weights, np.diagonal(gram).copy(), block_size)
+    found = _gptq(weights, gram, block_size)
     assert _output_error(found, weights, gram) < 0.9 * _output_error(searched, weights, gram)
 
 

@@ -2,7 +2,8 @@
 
 Both are symmetric and were defined by ggml: a weight is `scale * (code - 8)` with codes 0..15 in
 Q4_0, and `scale * code` with codes -127..127 in Q8_0. ONNX Runtime's MatMulNBits with block size
-32 and no zero points means the same numbers, so one quantization serves both containers.
+32 and no zero points means the same numbers, so one quantization serves both containers. So does
+one of wider blocks, which are several of these with one scale.
 
 The scale of a Q4_0 block is searched, not taken from its largest weight: among candidates the one
 with the least weighted squared error wins. For a fixed rounding q the best scale has the closed
@@ -14,44 +15,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge_export.containers import BLOCK, Slab
+from t1_edge_export.containers import BLOCK, CODE_BITS, Slab
 from t1_edge_export.quantize import kernels
 
 Float32Array = NDArray[np.float32]
 Blocks = tuple[NDArray[Any], NDArray[np.float16]]
 
 
-def quantize_q4_0(weights: Float32Array, importance: Float32Array | None = None) -> Blocks:
+def quantize_q4_0(
+    weights: Float32Array, importance: Float32Array | None = None, *, block_size: int = BLOCK
+) -> Blocks:
     """Quantize rows to Q4_0 with a weighted scale search.
 
     Args:
-        weights: float32 [rows, in]; `in` a multiple of 32.
+        weights: float32 [rows, in]; `in` a multiple of the block size.
         importance: float32 [in], the mean squared activation of each input channel; all 1 if None.
+        block_size: Weights that share a scale.
 
     Returns:
-        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / 32], infinite where weights
-        are too large for a float16 scale.
+        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / block_size], infinite where
+        weights are too large for a float16 scale.
     """
-    blocks = weights.reshape(-1, BLOCK)
+    blocks = weights.reshape(-1, block_size)
     codes = np.empty(blocks.shape, np.uint8)
     scales = np.empty(len(blocks), np.float32)
     if importance is None:
-        importance = np.ones(BLOCK, np.float32)
-    kernels.search(blocks, importance.reshape(-1, BLOCK), codes, scales)
+        importance = np.ones(block_size, np.float32)
+    kernels.search(blocks, importance.reshape(-1, block_size), codes, scales)
     with np.errstate(over="ignore"):  # the caller sees the infinite scale
         return codes.reshape(weights.shape), scales.astype(np.float16).reshape(len(weights), -1)
 
 
-def round_q4_0(weights: Float32Array) -> Blocks:
+def round_q4_0(weights: Float32Array, *, block_size: int = BLOCK) -> Blocks:
     """Quantize rows to Q4_0 as ggml does: the largest weight of a block becomes -8.
 
     Args:
-        weights: float32 [rows, in]; `in` a multiple of 32.
+        weights: float32 [rows, in]; `in` a multiple of the block size.
+        block_size: Weights that share a scale.
 
     Returns:
         As `quantize_q4_0`.
     """
-    blocks = weights.reshape(len(weights), -1, BLOCK)
+    blocks = weights.reshape(len(weights), -1, block_size)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
     with np.errstate(over="ignore"):  # the caller sees the infinite scale
         scales = (largest[..., 0] / np.float32(-8)).astype(np.float16)
@@ -59,17 +64,18 @@ def round_q4_0(weights: Float32Array) -> Blocks:
     return np.clip(codes, 0, 15).astype(np.uint8).reshape(weights.shape), scales
 
 
-def quantize_q8_0(weights: Float32Array) -> Blocks:
+def quantize_q8_0(weights: Float32Array, *, block_size: int = BLOCK) -> Blocks:
     """Quantize rows to Q8_0: the largest weight of a block becomes 127 or -127.
 
     Args:
-        weights: float32 [rows, in]; `in` a multiple of 32.
+        weights: float32 [rows, in]; `in` a multiple of the block size.
+        block_size: Weights that share a scale.
 
     Returns:
-        codes int8 [rows, in] and scales float16 [rows, in / 32], infinite where weights are too
-        large for a float16 scale.
+        codes int8 [rows, in] and scales float16 [rows, in / block_size], infinite where weights
+        are too large for a float16 scale.
     """
-    blocks = weights.reshape(len(weights), -1, BLOCK)
+    blocks = weights.reshape(len(weights), -1, block_size)
     with np.errstate(over="ignore"):  # the caller sees the infinite scale
         scales = (np.abs(blocks).max(axis=-1) / np.float32(127)).astype(np.float16)
     codes = np.rint(blocks * _inverse(scales.astype(np.float32))[..., None])
@@ -80,8 +86,8 @@ def dequantize(slab: Slab) -> Float32Array:
     """The weights that a slab stands for, float32, in the shape of its codes."""
     if slab.scales is None:
         return np.asarray(slab.codes, np.float32)
-    codes = slab.codes.astype(np.float32) - (8 if slab.encoding == "q4_0" else 0)
-    blocks = codes.reshape(len(codes), -1, BLOCK) * slab.scales.astype(np.float32)[..., None]
+    codes = slab.codes.astype(np.float32) - (8 if CODE_BITS[slab.encoding] == 4 else 0)
+    blocks = codes.reshape(*slab.scales.shape, -1) * slab.scales.astype(np.float32)[..., None]
     return blocks.reshape(codes.shape)
 
 

@@ -1,7 +1,7 @@
 """GPTQ onto Q4_0 blocks: a column's rounding error is made up for by the columns behind it.
 
 Source: arXiv 2210.17323, with the Cholesky factor of the damped inverse Gram matrix. The grid is
-that of `blocks`: symmetric, 32 weights a scale, so the result runs identically in both containers.
+that of `blocks`: symmetric, with which the result runs identically in both containers.
 A block's scale is searched when its columns are reached, over the weights as they stand by then,
 each weighted with what an error in it costs once the columns behind it have made up for it.
 """
@@ -20,31 +20,34 @@ _STRETCH: Final = 4 * BLOCK
 """Columns whose errors are gathered before those behind them are touched: one large product."""
 
 
-def gptq_q4_0(weights: Float32Array, factor: Float32Array) -> Blocks:
+def gptq_q4_0(weights: Float32Array, factor: Float32Array, *, block_size: int = BLOCK) -> Blocks:
     """Quantize rows to Q4_0 so that what the layer gives changes least.
 
     Args:
-        weights: float32 [rows, in]; `in` a multiple of 32.
+        weights: float32 [rows, in]; `in` a multiple of the block size.
         factor: float32 [in, in], of `inverse_factor`.
+        block_size: Weights that share a scale; `_STRETCH` is a multiple of it.
 
     Returns:
-        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / 32], infinite where weights
-        are too large for a float16 scale.
+        codes uint8 [rows, in] in 0..15 and scales float16 [rows, in / block_size], infinite where
+        weights are too large for a float16 scale.
     """
     cost: Float32Array = np.diagonal(factor) ** np.float32(-2)
     rest = weights.copy()
     codes = np.empty(weights.shape, np.uint8)
-    scales = np.empty((len(weights), weights.shape[1] // BLOCK), np.float16)
+    scales = np.empty((len(weights), weights.shape[1] // block_size), np.float16)
     width = weights.shape[1]
     for start in range(0, width, _STRETCH):
         stop = min(start + _STRETCH, width)
         errors = np.empty((len(weights), stop - start), np.float32)
-        for at in range(start, stop, BLOCK):
-            block = slice(at, at + BLOCK)
-            _, found = quantize_q4_0(np.ascontiguousarray(rest[:, block]), cost[block])
-            scales[:, at // BLOCK] = found[:, 0]
+        for at in range(start, stop, block_size):
+            block = slice(at, at + block_size)
+            _, found = quantize_q4_0(
+                np.ascontiguousarray(rest[:, block]), cost[block], block_size=block_size
+            )
+            scales[:, at // block_size] = found[:, 0]
             scale = found[:, 0].astype(np.float32)
-            for column in range(at, at + BLOCK):
+            for column in range(at, at + block_size):
                 code = _round(rest[:, column], scale)
                 codes[:, column] = code + 8
                 error = (rest[:, column] - scale * code) / factor[column, column]

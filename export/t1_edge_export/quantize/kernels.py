@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.errors import MissingExtraError
-from t1_edge_export.containers import BLOCK
 
 try:
     import numba
@@ -64,14 +63,15 @@ def search(
     """Find the scales with the least weighted squared error.
 
     Args:
-        blocks: float32 [n, 32].
-        importance: float32 [m, 32]; the errors of block i weigh as row i % m says.
-        codes: Written: uint8 [n, 32], 0..15.
+        blocks: float32 [n, block size].
+        importance: float32 [m, block size]; the errors of block i weigh as row i % m says.
+        codes: Written: uint8 [n, block size], 0..15.
         scales: Written: float32 [n], each a float16; infinite where weights are too large.
     """
-    x = np.empty((BLOCK, _LANES), np.float32)
-    weighted = np.empty((BLOCK, _LANES), np.float32)
-    weight = np.empty((BLOCK, _LANES), np.float32)
+    size = blocks.shape[1]
+    x = np.empty((size, _LANES), np.float32)
+    weighted = np.empty((size, _LANES), np.float32)
+    weight = np.empty((size, _LANES), np.float32)
     best = np.empty(_LANES, np.float32)
     for start in range(0, len(blocks), _LANES):
         lanes = min(_LANES, len(blocks) - start)
@@ -80,7 +80,7 @@ def search(
         for lane in range(lanes):
             scales[start + lane] = best[lane]
             inverse = _inverse(best[lane])
-            for i in range(BLOCK):
+            for i in range(size):
                 codes[start + lane, i] = np.uint8(_code(x[i, lane], inverse) + np.float32(8))
 
 
@@ -134,7 +134,7 @@ def _load(
     """Turn blocks to lanes; lanes without one are zeros."""
     for lane in range(_LANES):
         row = (start + lane) % len(importance)
-        for i in range(BLOCK):
+        for i in range(len(x)):
             value = blocks[start + lane, i] if lane < lanes else np.float32(0)
             x[i, lane] = value
             weight[i, lane] = importance[row, i]
@@ -146,7 +146,7 @@ def _largest(x: Any, largest: Any) -> None:
     """The weight of each lane that is farthest from 0, the first of equals."""
     for lane in range(_LANES):
         largest[lane] = x[0, lane]
-    for i in range(1, BLOCK):
+    for i in range(1, len(x)):
         for lane in range(_LANES):
             found = abs(x[i, lane]) > abs(largest[lane])
             largest[lane] = x[i, lane] if found else largest[lane]
@@ -160,7 +160,7 @@ def _moments(x: Any, weighted: Any, weight: Any, scale: Any, cross: Any, square:
         inverse[lane] = _inverse(scale[lane])
     cross[:] = 0
     square[:] = 0
-    for i in range(BLOCK):
+    for i in range(len(x)):
         for lane in range(_LANES):
             code = _code(x[i, lane], inverse[lane])
             cross[lane] += code * weighted[i, lane]

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,12 @@ Float32Array = NDArray[np.float32]
 RowPacker = Callable[[Float32Array], NDArray[np.uint8]]
 """Takes rows of one tensor, and gives bytes as `pack` does; on any thread."""
 
-RowQuantizer = Callable[[Float32Array], Blocks]
-"""Takes rows of one tensor, and gives codes and scales as `quantize_q4_0` does; on any thread."""
+
+class RowQuantizer(Protocol):
+    """Takes rows of one tensor, and gives codes and scales as `quantize_q4_0`; on any thread."""
+
+    def __call__(self, weights: Float32Array, *, block_size: int) -> Blocks:
+        """Round rows, float32 [rows, in]."""
 
 
 @dataclass(frozen=True, kw_only=True)

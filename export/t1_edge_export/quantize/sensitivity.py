@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from t1_edge.build import Decoder
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.containers import BLOCK, EIGHT_BITS, FOUR_BITS, BlockSize
 from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers, projection
-from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0
+from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0
 from t1_edge_export.slabs import in_order, quantize, spans
 
 Float32Array = NDArray[np.float32]
@@ -50,6 +51,7 @@ def by_worth(
     checkpoint: Checkpoint,
     importance: Mapping[str, Float32Array],
     *,
+    block_size: BlockSize = BLOCK,
     progress: Progress = silent,
 ) -> list[TensorSpec]:
     """Linear layers, those first where a byte more spares the vector most.
@@ -60,6 +62,7 @@ def by_worth(
         checkpoint: The float weights; memory holds a few slabs of them.
         importance: Mean squared input of each channel, float32 [in], by tensor name. Empty, all
             channels count alike, and so do all blocks.
+        block_size: Weights that share a scale.
         progress: Called with the number of weights that were just measured.
 
     Raises:
@@ -67,7 +70,7 @@ def by_worth(
     """
     gains: dict[str, float] = {}
     squares: dict[str, float] = {}
-    for part in in_order(_works(checkpoint, importance)):
+    for part in in_order(_works(checkpoint, importance, block_size)):
         gains[part.name] = gains.get(part.name, 0) + part.gain
         squares[part.name] = squares.get(part.name, 0) + part.square
         progress(part.size)
@@ -103,24 +106,32 @@ def _reach(decoder: Decoder, squares: Mapping[str, float]) -> dict[str, float]:
 
 
 def _works(
-    checkpoint: Checkpoint, importance: Mapping[str, Float32Array]
+    checkpoint: Checkpoint, importance: Mapping[str, Float32Array], block_size: BlockSize
 ) -> Iterator[Callable[[], _Part]]:
     for spec in linear_layers(checkpoint.decoder):
         weigh = importance.get(spec.name, np.ones(spec.shape[1], np.float32))
         for rows in spans(spec, checkpoint.decoder.head_dim):
-            yield partial(_measure, checkpoint, spec, rows, weigh)
+            yield partial(_measure, checkpoint, spec, rows, weigh, block_size)
 
 
 def _measure(
-    checkpoint: Checkpoint, spec: TensorSpec, rows: range, importance: Float32Array
+    checkpoint: Checkpoint,
+    spec: TensorSpec,
+    rows: range,
+    importance: Float32Array,
+    block_size: BlockSize,
 ) -> _Part:
     weights = checkpoint.rows(spec.name, rows.start, rows.stop)
     q4_0 = partial(quantize_q4_0, importance=importance)
     four, eight = (
         _weighted_squares(
-            dequantize(quantize(spec, rows.start, weights, how)) - weights, importance
+            dequantize(quantize(spec, rows.start, weights, encoding, rounded)) - weights,
+            importance,
         )
-        for how in (q4_0, None)
+        for encoding, rounded in (
+            (FOUR_BITS[block_size], q4_0),
+            (EIGHT_BITS[block_size], quantize_q8_0),
+        )
     )
     square = _weighted_squares(weights, importance)
     return _Part(name=spec.name, size=weights.size, gain=four - eight, square=square)
