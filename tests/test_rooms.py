@@ -53,6 +53,7 @@ def test_the_public_names_are_pinned() -> None:
     assert t1_edge.__all__ == [*names, "__version__"]
     for name in names:
         assert getattr(t1_edge, name) is not None
+        assert name in dir(t1_edge)
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = t1_edge.nothing_here
 

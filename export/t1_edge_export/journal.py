@@ -18,6 +18,22 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request: str
 
 
+def _request(path: Path) -> str | None:
+    """Whose a journal is; None if there is none, or it is damaged."""
+    try:
+        first, _, _ = path.read_bytes().partition(b"\n")
+        return msgspec.json.decode(first, type=_Request).request
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _anothers(path: Path) -> ExportError:
+    return ExportError(
+        f"what was left in {path.parent} is of another checkpoint, of other options or of another "
+        "t1-edge: leave --resume out to start over"
+    )
+
+
 class Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tensor that is on the disk.
 
@@ -68,20 +84,28 @@ class Journal:
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise ExportError(f"{path} is damaged: {e}; leave --resume out to start over") from e
         if found.request != request:
-            raise ExportError(
-                f"what was left in {path.parent} is of another checkpoint, of other options or of "
-                "another t1-edge: leave --resume out to start over"
-            )
+            raise _anothers(path)
         return cls(path, {line.tensor: line.sha256 for line in written})
 
     @staticmethod
     def is_of(path: Path, request: str) -> bool:
         """Whether a journal is there, and a request's."""
-        try:
-            first, _, _ = path.read_bytes().partition(b"\n")
-            return msgspec.json.decode(first, type=_Request).request == request
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return False
+        return _request(path) == request
+
+    @staticmethod
+    def check_beginning(path: Path, beginning: str) -> None:
+        """Whether a journal may be a request's of which only the beginning is known.
+
+        Args:
+            path: The file; anything may be begun where there is none.
+            beginning: Of the request.
+
+        Raises:
+            ExportError: If it is another request's.
+        """
+        found = _request(path)
+        if found is not None and not found.startswith(beginning):
+            raise _anothers(path)
 
     def note(self, tensors: Sequence[Written]) -> None:
         """Add tensors whose rows have just been brought to the disk.

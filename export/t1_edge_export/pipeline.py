@@ -1,6 +1,5 @@
 """Checkpoint to build: one pass over the tensors, every container fed from the same slabs."""
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -36,12 +35,11 @@ from t1_edge_export.decoder import linear_weight_count, weight_count
 from t1_edge_export.formats import read_back
 from t1_edge_export.gate import measure
 from t1_edge_export.onnx_documents import write_documents
-from t1_edge_export.onnx_layout import LAYOUT
 from t1_edge_export.plan import check_room, make_plan
 from t1_edge_export.precision import choose_eight_bit, eight_bit_layers
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
-from t1_edge_export.request import Request, check_request
+from t1_edge_export.request import Request, check_request, options_digest
 from t1_edge_export.staging import staged
 from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, set_trial
 from t1_edge_export.verdict import judge
@@ -88,7 +86,7 @@ def export(
         request.destination,
         force=request.force,
         resume=request.resume,
-        request=_key(checkpoint, request),
+        request=f"{options_digest(checkpoint, request)} {request.quantizer.calibration}",
         say=say,
     ) as staging:
         directory = staging.directory
@@ -166,26 +164,6 @@ def _ask_reference(checkpoint: Checkpoint, codec: Codec, bars: Bars) -> tuple[Tr
         trial, scores = set_trial(engine, codec)
     with bars("reading", passed) as progress, engine.watched(progress):
         return trial, answer_own(engine, trial, scores)
-
-
-def _key(checkpoint: Checkpoint, request: Request) -> str:
-    """Changes with everything that decides the bytes of a build."""
-    parts = [
-        __version__,
-        str(LAYOUT),
-        msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
-        checkpoint.tokenizer,
-        msgspec.json.encode(request.contract).decode(),
-        request.name,
-        request.profile,
-        *request.formats,
-        str(request.cuda),
-        str(request.documents),
-        request.quantizer.calibration,
-        str(request.budget),
-        str(request.block_size),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _manifest(

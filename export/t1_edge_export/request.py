@@ -1,9 +1,13 @@
 """What an export is asked for, and what is refused before a weight is read."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from t1_edge import __version__
 from t1_edge.build import Decoder, Format, Profile
 from t1_edge.contract import Contract
 from t1_edge.engines.opening import require
@@ -11,9 +15,10 @@ from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import BLOCK, BlockSize, Encoding
 from t1_edge_export.formats import check_profile, choose_encodings, require_writer
 from t1_edge_export.gguf_metadata import gguf_metadata
+from t1_edge_export.onnx_layout import LAYOUT
 from t1_edge_export.precision import Budget, Limit, find_limit
 from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
-from t1_edge_export.staging import check_free, check_unlocked
+from t1_edge_export.staging import check_free, check_left, check_unlocked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,32 @@ class Request:
         return gguf_metadata(checkpoint.decoder, encodings, text, self.name, source)
 
 
+def options_digest(checkpoint: Checkpoint, request: Request) -> str:
+    """Changes with all that decides the bytes of a build, but what its rounding was fitted to.
+
+    That may take minutes to be known, and stands in `Quantizer.calibration`.
+
+    Args:
+        checkpoint: The float weights, with the contract's tokens.
+        request: What to make of them.
+    """
+    parts = [
+        __version__,
+        str(LAYOUT),
+        msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
+        checkpoint.tokenizer,
+        msgspec.json.encode(request.contract).decode(),
+        request.name,
+        request.profile,
+        *request.formats,
+        str(request.cuda),
+        str(request.documents),
+        str(request.budget),
+        str(request.block_size),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def check_request(checkpoint: Checkpoint, request: Request) -> None:
     """Whether what is asked for can be made of a checkpoint, given disk and memory.
 
@@ -109,9 +140,9 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
 
     Raises:
         CheckpointError: If the profile cannot hold the checkpoint.
-        ExportError: If the destination exists, another process is writing it, the profile cannot
-            hold what is asked for, the budget cannot be met, or llama.cpp does not know the
-            tokenizer.
+        ExportError: If the destination exists, another process is writing it, what is to be
+            resumed was another request's, the profile cannot hold what is asked for, the budget
+            cannot be met, or llama.cpp does not know the tokenizer.
         MissingExtraError: If a format's engine, which has to verify it, is not installed, or what
             writes it.
     """
@@ -130,6 +161,8 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
         require_writer(format)
     check_free(request.destination, request.force)
     check_unlocked(request.destination)
+    if request.resume:
+        check_left(request.destination, options_digest(checkpoint, request))
     encodings = request.encodings(checkpoint.decoder)
     metadata = request.metadata(checkpoint, encodings)
     request.limit(checkpoint.decoder, metadata)

@@ -175,6 +175,19 @@ def check_unlocked(destination: Path) -> None:
         _take(file, destination)
 
 
+def check_left(destination: Path, beginning: str) -> None:
+    """Whether what an interrupted export left there can be gone on with: asked before long work.
+
+    Args:
+        destination: Where the build will be.
+        beginning: Of the request, as far as it is known by then.
+
+    Raises:
+        ExportError: If it is another request's.
+    """
+    Journal.check_beginning(_partial(Path(os.path.abspath(destination))) / _JOURNAL, beginning)
+
+
 def _partial(destination: Path) -> Path:
     """Where a build is written before it is published."""
     return destination.with_name(f".{destination.name}.partial")

@@ -34,6 +34,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """What there is, also what is imported when it is first asked for."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import the encoder, and with it numpy, when it is first asked for."""
     if name in _HOMES:

@@ -23,7 +23,7 @@ from t1_edge.machine import available_threads
 from t1_edge.passes import Passes, refuse_cut, slices
 from t1_edge.query_cache import CachedQuery, QueryCache, key_of
 from t1_edge.results import DocumentEmbeddings, QueryEmbedding, Timings
-from t1_edge.thinking import Settle, Thought
+from t1_edge.thinking import Settle, Thought, time_of
 from t1_edge.tokenization import TextTokenizer, check_texts
 
 
@@ -176,8 +176,8 @@ class Encoder:
             settle: When the thought ends since its vector has come to rest; never if None.
 
         Raises:
-            InputError: If a text holds a lone surrogate, the budget is negative, or a thought
-                comes with a budget, a deadline or `settle`.
+            InputError: If a text holds a lone surrogate, the budget or the deadline is negative, or
+                a thought comes with a budget, a deadline or `settle`.
             EngineError: If the engine fails, or the vector is not one.
         """
         [found] = self.encode_queries(
@@ -222,7 +222,7 @@ class Encoder:
             raise InputError(f"between two vectors stand 1 token or more, not {every}")
         budget = self.codec.contract.budget_for(budget)
         row = self.codec.query(text)
-        until = None if deadline is None else time.monotonic() + deadline
+        until = time_of(deadline)
         return self._passes.stream(row, budget, until, every)
 
     def encode_queries(
@@ -265,7 +265,7 @@ class Encoder:
         check_texts(texts, batch_size)
         batch_size = min(batch_size, self._passes.most_rows)
         budget = self.codec.contract.budget_for(budget)
-        until = None if deadline is None else time.monotonic() + deadline
+        until = time_of(deadline)
         rows = [self.codec.query(text) for text in texts]
         if thoughts is not None:
             return [

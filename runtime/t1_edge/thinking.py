@@ -52,6 +52,22 @@ class Settle:
             raise InputError(f"between two vectors stand 1 token or more, not {self.every}")
 
 
+def time_of(deadline: float | None) -> float | None:
+    """When a call has to be done, by `time.monotonic`, in seconds; None if whenever it is.
+
+    Args:
+        deadline: Seconds from now; at 0 nothing is thought.
+
+    Raises:
+        InputError: If it is below 0, or no number.
+    """
+    if deadline is None:
+        return None
+    if not deadline >= 0:
+        raise InputError(f"a deadline is 0 or more seconds from the call, not {deadline}")
+    return time.monotonic() + deadline
+
+
 class Thinking:
     """The rows of a session, thinking.
 

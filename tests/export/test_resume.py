@@ -19,7 +19,7 @@ from t1_edge_export import staging, weights
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import export
-from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, RowQuantizer
+from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, RowQuantizer
 from t1_edge_export.request import Request, check_request
 from t1_edge_export.staging import staged
 from tiny import TINY_CONTRACT, Tiny
@@ -137,6 +137,17 @@ def test_another_request_does_not_go_on_with_it_nor_lose_it(
     assert os.listdir(request_.destination.parent) == [".tiny.partial"]
     export(checkpoint, dataclasses.replace(request_, resume=True))
     assert os.listdir(request_.destination.parent) == ["tiny"]
+
+
+def test_other_options_are_refused_before_anything_is_fitted(
+    checkpoint: Checkpoint, request_: Request
+) -> None:
+    _leave_half(checkpoint, request_)
+    again = dataclasses.replace(request_, resume=True)
+    check_request(checkpoint, again)
+    check_request(checkpoint, dataclasses.replace(again, quantizer=ROUNDING))  # not known by then
+    with pytest.raises(ExportError, match=r"other options.*leave --resume out"):
+        check_request(checkpoint, dataclasses.replace(again, block_size=64))
 
 
 def test_without_resume_it_starts_over_and_says_so(

@@ -301,6 +301,17 @@ def test_doctor_says_that_the_cache_cannot_be_written(
     assert "Not a directory" in found.stdout
 
 
+def test_doctor_fails_where_the_build_that_was_named_does_not_run(
+    kept: Path,
+) -> None:
+    command = CliRunner()
+    assert command.invoke(main, ["doctor", "kept"]).exit_code == 0
+    assert command.invoke(main, ["doctor"]).exit_code == 0  # nano was not pulled, nor asked for
+    found = command.invoke(main, ["doctor", "nothing-here"])
+    assert found.exit_code == 1
+    assert "auto       nothing for nothing-here" in found.stdout
+
+
 def test_doctor_finds_damage(kept: Path) -> None:
     weights = kept / "weights.bin"
     raw = bytearray(weights.read_bytes())

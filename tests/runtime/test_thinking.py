@@ -132,6 +132,13 @@ def test_a_stream_keeps_its_deadline() -> None:
     assert 0 < len(last.thought_tokens) < 100
 
 
+@pytest.mark.parametrize("wrong", [-0.1, float("nan")])
+def test_what_is_no_deadline_is_refused(wrong: float) -> None:
+    for ask in (scripted_encoder()[0].encode_query, scripted_encoder()[0].encode_query_stream):
+        with pytest.raises(InputError, match="0 or more seconds"):
+            ask("x", deadline=wrong)
+
+
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"budget": -1}])
 def test_a_stream_refuses_at_the_call(wrong: Any) -> None:
     with pytest.raises(InputError):

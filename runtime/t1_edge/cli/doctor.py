@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from t1_edge.cli import options
 from t1_edge.cli.output import put_json, say
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 @options.build_argument
 @options.budget
 @options.as_json
-def doctor(build: str, budget: int | None, as_json: bool) -> None:
+@click.pass_context
+def doctor(ctx: click.Context, build: str, budget: int | None, as_json: bool) -> None:
     """Say what this machine can run, found by running it.
 
     A tiny build is run by every engine on every device; what "auto" takes for BUILD is measured
     anew, with thoughts within the budget, and every file of the builds in the cache is read. Exit
-    code 1 if nothing runs, or one of those is damaged.
+    code 1 if nothing runs, one of those is damaged, or a BUILD that was named does not run.
     """
     import msgspec
 
@@ -34,7 +36,8 @@ def doctor(build: str, budget: int | None, as_json: bool) -> None:
     else:
         for line in _lines(report):
             click.echo(line)
-    if not report.healthy:
+    named = ctx.get_parameter_source("build") is not ParameterSource.DEFAULT
+    if not report.healthy or (named and not report.chosen.format):
         raise click.exceptions.Exit(1)
 
 

@@ -91,7 +91,7 @@ def encode(
     check_place(output)
     lines = [*texts, *_lines(file)]
     if not lines:
-        raise InputError("the file has no lines")
+        raise InputError(f"{_place(file)} has no lines")
     with Encoder.load(
         build,
         engine=engine,
@@ -147,9 +147,12 @@ def _lines(file: IO[bytes] | None) -> list[str]:
         try:
             found.append(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as e:
-            where = "stdin" if file is sys.stdin.buffer else getattr(file, "name", "the file")
-            raise InputError(f"{where}:{number} is no UTF-8: {e}") from e
+            raise InputError(f"{_place(file)}:{number} is no UTF-8: {e}") from e
     return found
+
+
+def _place(file: IO[bytes] | None) -> str:
+    return "stdin" if file is sys.stdin.buffer else getattr(file, "name", "the file")
 
 
 def _queries(encoder: "Encoder", texts: list[str], thinking: Mapping[str, Any]) -> list[_Row]:
