@@ -48,19 +48,19 @@ def nano(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
-    """Makes tiny random decoders, each once: tiny(family, tied=..., shard=...)."""
+    """Makes tiny random decoders, each once: tiny(family, tied=..., shard=..., hidden=...)."""
     root = tmp_path_factory.mktemp("tiny")
 
     @cache
-    def save(family: Family, tied: bool, shard: str) -> Tiny:
-        folder = root / f"{family}-{tied}-{shard}"
-        model = random_model(family, tied)
+    def save(family: Family, tied: bool, shard: str, hidden: int) -> Tiny:
+        folder = root / f"{family}-{tied}-{shard}-{hidden}"
+        model = random_model(family, tied, hidden)
         model.save_pretrained(folder, max_shard_size=shard)
         (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
         return Tiny(folder=folder, model=model)
 
-    def make(family: Family, *, tied: bool = True, shard: str = "1GB") -> Tiny:
-        return save(family, tied, shard)
+    def make(family: Family, *, tied: bool = True, shard: str = "1GB", hidden: int = 64) -> Tiny:
+        return save(family, tied, shard, hidden)
 
     return make
 

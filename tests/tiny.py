@@ -46,18 +46,18 @@ class Tiny:
             return states.numpy(), self.model.lm_head(states).numpy()
 
 
-def random_model(family: Family, tied: bool) -> Any:
+def random_model(family: Family, tied: bool, hidden: int = 64) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tiny matrices: a second thread only waits, long on a busy machine
     shape: dict[str, Any] = {
-        "hidden_size": 64,
+        "hidden_size": hidden,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "intermediate_size": 128,
+        "intermediate_size": 2 * hidden,
         "vocab_size": 384,
         "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
@@ -67,7 +67,7 @@ def random_model(family: Family, tied: bool) -> Any:
     }
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape))
-    else:  # 4 heads of 32: twice as wide as the residual stream
+    else:  # 4 heads of 32: twice as wide as a residual stream of 64
         model = Qwen3ForCausalLM(Qwen3Config(head_dim=32, **shape))
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -218,8 +218,18 @@ def _step_bytes(build: Build, engine: Format) -> int:
     decoder = build.manifest.decoder
     if decoder.tied:
         return build.size(engine)
-    bytes_a_weight = 4 if build.manifest.profile == "float" else 34 / 32  # Q8_0
-    return build.size(engine) - int(decoder.vocabulary * decoder.hidden * bytes_a_weight)
+    return build.size(engine) - decoder.vocabulary * _embedding_row(build, engine)
+
+
+def _embedding_row(build: Build, engine: Format) -> int:
+    """Bytes of a token's embedding: float32, or 8 bits and a float16 scale a block."""
+    manifest = build.manifest
+    if manifest.profile == "float":
+        return 4 * manifest.decoder.hidden
+    # A GGUF has blocks of 32, and all 8 bits of an ONNX are in blocks of one size.
+    wide = [size for size in (64, 128) if f"q8_{size}" in manifest.encodings]
+    block_size = wide[0] if wide and engine == "onnx" else 32
+    return manifest.decoder.hidden + 2 * manifest.decoder.hidden // block_size
 
 
 def _load_time(build: Build, request: _Request) -> float:

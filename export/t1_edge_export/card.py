@@ -27,7 +27,7 @@ def _summary(manifest: Manifest) -> str:
     decoder, source = manifest.decoder, manifest.source
     counts = ", ".join(f"{n} tensors {encoding}" for encoding, n in manifest.encodings.items())
     if manifest.eight_bit:
-        counts += f"; of the linear layers, {_by_kind(manifest.eight_bit)} are q8_0"
+        counts += f"; of the linear layers, {_by_kind(manifest.eight_bit)} have 8 bits"
     if manifest.calibration:
         counts += f"; calibrated with {manifest.calibration}"
     commit = f" (commit {source.revision})" if source.revision else ""

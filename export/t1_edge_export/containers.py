@@ -46,7 +46,8 @@ CODE_BITS: Final[Mapping[Encoding, int]] = {
 }
 """Of a weight's code."""
 
-_SCALE_BITS: Final = 16
+SCALE_BITS: Final = 16
+"""Of a block's scale, a float16."""
 
 _PACKED_BITS: Final[Mapping[Encoding, float]] = {"q5_0": 5.5, "q4_k": 4.5, "q6_k": 6.5625}
 """Of a weight: 22 bytes for 32, 144 and 210 for 256 (ggml's block_q5_0, block_q4_K, block_q6_K)."""
@@ -56,7 +57,7 @@ def bits(encoding: Encoding) -> float:
     """Of a weight, its share of scales included."""
     if encoding in _PACKED_BITS:
         return _PACKED_BITS[encoding]
-    shared = _SCALE_BITS / BLOCK_SIZES[encoding] if encoding in BLOCK_SIZES else 0
+    shared = SCALE_BITS / BLOCK_SIZES[encoding] if encoding in BLOCK_SIZES else 0
     return CODE_BITS[encoding] + shared
 
 

@@ -35,7 +35,7 @@ def choose_encodings(
     formats: Collection[Format],
     eight_bit: Iterable[str] = (),
     *,
-    block_size: BlockSize = BLOCK,
+    block_size: BlockSize,
 ) -> dict[str, Encoding]:
     """Block format by tensor name.
 
@@ -54,11 +54,12 @@ def choose_encodings(
     if profile == "native" and "gguf" in formats:
         encodings |= mixture(decoder)
     encodings |= dict.fromkeys(eight_bit, EIGHT_BITS[block_size])
-    for spec in tensors(decoder):
-        if encodings[spec.name] != "f32" and spec.shape[-1] % block_size:
+    widths = {spec.shape[-1]: spec for spec in tensors(decoder) if encodings[spec.name] != "f32"}
+    for width, spec in widths.items():
+        if width % block_size:
             raise CheckpointError(
-                f"{spec.name} is {spec.shape[-1]} wide, which blocks of {block_size} do not "
-                f"divide; {_instead(spec.shape[-1])}"
+                f"{spec.name} is {width} wide, which blocks of {block_size} do not divide; export "
+                f"it with {_instead(widths)}"
             )
     return encodings
 
@@ -70,12 +71,10 @@ def _encodings(profile: Profile, block_size: BlockSize) -> Mapping[Role, Encodin
     return {"embedding": eight, "linear": four, "norm": "f32", "head": eight}
 
 
-def _instead(width: int) -> str:
-    """What to export a tensor with whose width blocks do not divide."""
-    divide = [size for size in FOUR_BITS if width % size == 0]
-    return (
-        f"export it with --block-size {max(divide)}" if divide else "export it with --profile float"
-    )
+def _instead(widths: Collection[int]) -> str:
+    """What to export with where blocks do not divide these widths."""
+    divide = [size for size in FOUR_BITS if not any(width % size for width in widths)]
+    return f"--block-size {max(divide)}" if divide else "--profile float"
 
 
 def require_writer(format: Format) -> None:
@@ -129,6 +128,8 @@ def check_profile(
 def _check_wide(formats: Collection[Format], profile: Profile, block_size: BlockSize) -> None:
     if profile == "float":
         raise ExportError("the profile float rounds nothing: leave --block-size out")
+    if profile == "native" and "gguf" in formats:
+        raise ExportError("native's GGUF has llama.cpp's own blocks: leave --block-size out")
     if "onnx" not in formats:
         raise ExportError(
             f"a GGUF has blocks of {BLOCK}, and is nearer to the float weights with a scale for "

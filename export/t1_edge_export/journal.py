@@ -5,33 +5,30 @@ that was cut off itself counts for nothing.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from t1_edge.errors import ExportError
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    request: str
+class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the bytes of a build.
+
+    Attributes:
+        options: Digest of the checkpoint, of what to make of it, and of what makes it.
+        calibration: What the rounding was fitted to, which may take minutes to be known.
+    """
+
+    options: str
+    calibration: str
 
 
-def _request(path: Path) -> str | None:
-    """Whose a journal is; None if there is none, or it is damaged."""
-    try:
-        first, _, _ = path.read_bytes().partition(b"\n")
-        return msgspec.json.decode(first, type=_Request).request
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def _anothers(path: Path) -> ExportError:
-    return ExportError(
-        f"what was left in {path.parent} is of another checkpoint, of other options or of another "
-        "t1-edge: leave --resume out to start over"
-    )
+NOTHING: Final = Asked(options="", calibration="")
+"""Of what is never gone on with."""
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,53 +56,51 @@ class Journal:
         self.written = dict(written)
 
     @classmethod
-    def open(cls, path: Path, request: str) -> "Journal":
+    def open(cls, path: Path, asked: Asked) -> "Journal":
         """Read a journal, or begin one.
 
         Args:
             path: The file.
-            request: Changes with everything that decides the bytes of the build.
+            asked: What decides the bytes of the build.
 
         Raises:
-            ExportError: If it is another request's, or cannot be read or written.
+            ExportError: If it is of something else, is damaged, or cannot be read or written.
         """
+        found = _read(path)
         try:
-            whole, *_ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
-            lines = whole.splitlines()
-            if not lines:
-                path.write_bytes(msgspec.json.encode(_Request(request=request)) + b"\n")
+            if found is None:
+                path.write_bytes(msgspec.json.encode(asked) + b"\n")
                 return cls(path, {})
-            os.truncate(path, len(whole) + 1)
+            os.truncate(path, found.whole)
         except OSError as e:
             raise ExportError(f"cannot write {path}: {e.strerror}") from e
+        if found.asked != asked:
+            raise _of_something_else(path)
+        return cls(path, {line.tensor: line.sha256 for line in found.written})
+
+    @staticmethod
+    def is_of(path: Path, asked: Asked) -> bool:
+        """Whether a journal is there, whole, and of what is asked for."""
         try:
-            found = msgspec.json.decode(lines[0], type=_Request)
-            written = [msgspec.json.decode(line, type=Written) for line in lines[1:]]
-        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-            raise ExportError(f"{path} is damaged: {e}; leave --resume out to start over") from e
-        if found.request != request:
-            raise _anothers(path)
-        return cls(path, {line.tensor: line.sha256 for line in written})
+            found = _read(path)
+        except ExportError:
+            return False
+        return found is not None and found.asked == asked
 
     @staticmethod
-    def is_of(path: Path, request: str) -> bool:
-        """Whether a journal is there, and a request's."""
-        return _request(path) == request
-
-    @staticmethod
-    def check_beginning(path: Path, beginning: str) -> None:
-        """Whether a journal may be a request's of which only the beginning is known.
+    def check_options(path: Path, options: Callable[[], str]) -> None:
+        """Whether a journal may be gone on with, before it is known what the rounding is fitted to.
 
         Args:
-            path: The file; anything may be begun where there is none.
-            beginning: Of the request.
+            path: The file; where there is none, nothing is gone on with.
+            options: Gives `Asked.options`, if there is a journal.
 
         Raises:
-            ExportError: If it is another request's.
+            ExportError: If it is of other options, is damaged, or cannot be read.
         """
-        found = _request(path)
-        if found is not None and not found.startswith(beginning):
-            raise _anothers(path)
+        found = _read(path)
+        if found is not None and found.asked.options != options():
+            raise _of_something_else(path)
 
     def note(self, tensors: Sequence[Written]) -> None:
         """Add tensors whose rows have just been brought to the disk.
@@ -121,3 +116,42 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as e:
             raise ExportError(f"cannot write {self._path}: {e.strerror}") from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A journal's lines, and how many bytes of it are whole lines."""
+
+    asked: Asked
+    written: Sequence[Written]
+    whole: int
+
+
+def _read(path: Path) -> _Read | None:
+    """What a journal says; None if nothing was written yet.
+
+    Raises:
+        ExportError: If it is damaged, or cannot be read.
+    """
+    try:
+        whole, end, _ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+    except OSError as e:
+        raise ExportError(f"cannot read {path}: {e.strerror}") from e
+    if not end:
+        return None
+    try:
+        first, *rest = whole.split(b"\n")
+        return _Read(
+            asked=msgspec.json.decode(first, type=Asked),
+            written=[msgspec.json.decode(line, type=Written) for line in rest],
+            whole=len(whole) + len(end),
+        )
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise ExportError(f"{path} is damaged: {e}; leave --resume out to start over") from e
+
+
+def _of_something_else(path: Path) -> ExportError:
+    return ExportError(
+        f"what was left in {path.parent} is of another checkpoint, of other options or of another "
+        "t1-edge: leave --resume out to start over"
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import Decoder
-from t1_edge_export.containers import BLOCK_SIZES, CODE_BITS, Encoding, Slab, aligned
+from t1_edge_export.containers import BLOCK_SIZES, CODE_BITS, SCALE_BITS, Encoding, Slab, aligned
 from t1_edge_export.decoder import EMBEDDING, HEAD, layer_name
 
 LAYOUT: Final = 2
@@ -73,7 +73,7 @@ class Matrix:
     @property
     def row_scale_bytes(self) -> int:
         """Bytes of one row's scales."""
-        return 2 * self.blocks
+        return self.blocks * SCALE_BITS // 8
 
     @property
     def end(self) -> int:

@@ -34,12 +34,13 @@ from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import linear_weight_count, weight_count
 from t1_edge_export.formats import read_back
 from t1_edge_export.gate import measure
+from t1_edge_export.journal import Asked
 from t1_edge_export.onnx_documents import write_documents
 from t1_edge_export.plan import check_room, make_plan
 from t1_edge_export.precision import choose_eight_bit, eight_bit_layers
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.reference_engine import ReferenceEngine
-from t1_edge_export.request import Request, check_request, options_digest
+from t1_edge_export.request import Request, check_request
 from t1_edge_export.staging import staged
 from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, set_trial
 from t1_edge_export.verdict import judge
@@ -86,7 +87,7 @@ def export(
         request.destination,
         force=request.force,
         resume=request.resume,
-        request=f"{options_digest(checkpoint, request)} {request.quantizer.calibration}",
+        asked=Asked(options=request.digest(checkpoint), calibration=request.quantizer.calibration),
         say=say,
     ) as staging:
         directory = staging.directory

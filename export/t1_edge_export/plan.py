@@ -35,7 +35,7 @@ class Tensors(msgspec.Struct, frozen=True, kw_only=True):
         encoding: The format.
         count: How many tensors.
         weights: Of them all.
-        bits: Of a weight, its share of a scale included.
+        bits: Of a weight, its share of a scale included; a GGUF has one for every 32 besides.
     """
 
     encoding: Encoding

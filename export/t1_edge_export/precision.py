@@ -1,4 +1,4 @@
-"""Mixed precision: which linear layers are Q8_0, and not Q4_0, within a budget."""
+"""Mixed precision: which linear layers have 8 bits, and not 4, within a budget."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Final
 
 from t1_edge.build import Decoder, Format, Profile
 from t1_edge.errors import ExportError
-from t1_edge_export.containers import BLOCK, EIGHT_BITS, FOUR_BITS, BlockSize, Encoding
+from t1_edge_export.containers import EIGHT_BITS, FOUR_BITS, BlockSize, Encoding
 from t1_edge_export.containers import bits as bits_of
 from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, file_sizes
@@ -60,7 +60,7 @@ def find_limit(
     formats: Sequence[Format],
     metadata: bytes,
     *,
-    block_size: BlockSize = BLOCK,
+    block_size: BlockSize,
 ) -> Limit:
     """What a budget means for a decoder.
 
@@ -133,8 +133,8 @@ def _limit_of_bits(bits: float, decoder: Decoder, block_size: BlockSize) -> Limi
     least, most = bits_of(FOUR_BITS[block_size]), bits_of(EIGHT_BITS[block_size])
     if not least <= bits <= most:
         raise ExportError(
-            f"{bits} bits are out of reach: a weight has {least} with all linear layers at 4 "
-            f"bits, {most} with all at 8"
+            f"{bits} bits are out of reach: in blocks of {block_size} a weight has {least} with "
+            f"all linear layers at 4 bits, {most} with all at 8"
         )
     layers = list(linear_layers(decoder))
 

@@ -1,8 +1,9 @@
-"""What an export is asked for, and what is refused before a weight is read."""
+"""What an export is asked for, and what is refused before one is rounded."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,7 +36,7 @@ class Request:
         budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
             as fit. All of them have 4 if None.
         block_size: Weights that share a scale. Wider blocks are smaller and faster in ONNX Runtime,
-            and further from the float weights.
+            and further from the float weights (docs/export.md).
         cuda: Write ONNX's graph for CUDA too. The gate does not run it.
         documents: Write ONNX's graph for documents too, whose weights are as large again and more.
         force: Replace a build that stands at the destination.
@@ -104,31 +105,27 @@ class Request:
         text, source = checkpoint.tokenizer, checkpoint.source
         return gguf_metadata(checkpoint.decoder, encodings, text, self.name, source)
 
+    def digest(self, checkpoint: Checkpoint) -> str:
+        """Changes with all that decides the bytes of a build, but what its rounding is fitted to.
 
-def options_digest(checkpoint: Checkpoint, request: Request) -> str:
-    """Changes with all that decides the bytes of a build, but what its rounding was fitted to.
-
-    That may take minutes to be known, and stands in `Quantizer.calibration`.
-
-    Args:
-        checkpoint: The float weights, with the contract's tokens.
-        request: What to make of them.
-    """
-    parts = [
-        __version__,
-        str(LAYOUT),
-        msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
-        checkpoint.tokenizer,
-        msgspec.json.encode(request.contract).decode(),
-        request.name,
-        request.profile,
-        *request.formats,
-        str(request.cuda),
-        str(request.documents),
-        str(request.budget),
-        str(request.block_size),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        Args:
+            checkpoint: The float weights, with the contract's tokens; their bytes are hashed.
+        """
+        parts = [
+            __version__,
+            str(LAYOUT),
+            msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
+            checkpoint.tokenizer,
+            msgspec.json.encode(self.contract).decode(),
+            self.name,
+            self.profile,
+            *self.formats,
+            str(self.cuda),
+            str(self.documents),
+            str(self.budget),
+            str(self.block_size),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def check_request(checkpoint: Checkpoint, request: Request) -> None:
@@ -141,7 +138,7 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
     Raises:
         CheckpointError: If the profile cannot hold the checkpoint.
         ExportError: If the destination exists, another process is writing it, what is to be
-            resumed was another request's, the profile cannot hold what is asked for, the budget
+            resumed is of something else, the profile cannot hold what is asked for, the budget
             cannot be met, or llama.cpp does not know the tokenizer.
         MissingExtraError: If a format's engine, which has to verify it, is not installed, or what
             writes it.
@@ -161,8 +158,8 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
         require_writer(format)
     check_free(request.destination, request.force)
     check_unlocked(request.destination)
-    if request.resume:
-        check_left(request.destination, options_digest(checkpoint, request))
     encodings = request.encodings(checkpoint.decoder)
     metadata = request.metadata(checkpoint, encodings)
     request.limit(checkpoint.decoder, metadata)
+    if request.resume:
+        check_left(request.destination, partial(request.digest, checkpoint))

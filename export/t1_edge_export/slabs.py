@@ -14,7 +14,7 @@ from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import BLOCK_SIZES, CODE_BITS, Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, tensors
-from t1_edge_export.quantize.blocks import quantize_q8_0
+from t1_edge_export.quantize.blocks import quantize_8_bits
 from t1_edge_export.quantize.packed import LARGEST, PACKED
 from t1_edge_export.quantize.quantizer import Quantizer, RowPacker, RowQuantizer
 
@@ -40,7 +40,7 @@ def encode(
     Args:
         checkpoint: The float weights.
         encodings: Block format by tensor name.
-        quantizer: How linear layers are rounded to Q4_0, and errors weighed in blocks that
+        quantizer: How linear layers are rounded to 4 bits, and errors weighed in blocks that
             llama.cpp packs.
         without: Tensors to leave out.
 
@@ -136,7 +136,7 @@ def _rounding(spec: TensorSpec, encoding: Encoding, quantizer: Quantizer) -> _Ro
         return partial(_pack, spec, encoding, quantizer.packer(spec, encoding))
     if encoding == "f32":
         return partial(_keep, spec)
-    rounded = quantizer.q4_0(spec) if CODE_BITS[encoding] == 4 else quantize_q8_0
+    rounded = quantizer.four_bits(spec) if CODE_BITS[encoding] == 4 else quantize_8_bits
     return lambda start, weights: quantize(spec, start, weights, encoding, rounded)
 
 

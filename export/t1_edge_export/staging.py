@@ -16,7 +16,7 @@ from typing import IO, Final
 
 from t1_edge.build import MANIFEST
 from t1_edge.errors import ExportError
-from t1_edge_export.journal import Journal
+from t1_edge_export.journal import NOTHING, Asked, Journal
 from t1_edge_export.room import nearest_folder
 
 _BUILD: Final = "build"
@@ -47,7 +47,7 @@ def staged(
     *,
     force: bool = False,
     resume: bool | None = False,
-    request: str = "",
+    asked: Asked = NOTHING,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Staging]:
     """A staging directory beside the destination, published when the block ends without an error.
@@ -60,24 +60,24 @@ def staged(
         force: Replace a build that stands there, and nothing else. It is untouched until the very
             end, and comes back if the last rename fails.
         resume: Go on with what an interrupted attempt left; without one, begin. If None, go on
-            where it is the same request's, and start over where not.
-        request: Changes with everything that decides the bytes of the build.
+            where it is of the same, and start over where not.
+        asked: What decides the bytes of the build.
         say: Called with a line of talk.
 
     Raises:
         ExportError: If the destination exists without `force` or is no build, another process is
-            writing it, what is to be resumed was another request's, or something cannot be written.
+            writing it, what is to be resumed is of something else, or something cannot be written.
     """
-    destination = Path(os.path.abspath(destination))  # "." has neither a name nor a parent
+    destination = _named(destination)
     check_free(destination, force)
     partial = _partial(destination)
     with _no_empty_folders(destination.parent), closing(_lock(destination)):
         try:
             _put_back(partial / _REPLACED, destination)
             check_free(destination, force)
-            if not (Journal.is_of(partial / _JOURNAL, request) if resume is None else resume):
+            if not (Journal.is_of(partial / _JOURNAL, asked) if resume is None else resume):
                 _clear(partial, say)
-            journal = _begin(partial, request)
+            journal = _begin(partial, asked)
             how = "the same again" if resume is None else "--resume"
             with _removed(partial, how, say):
                 yield Staging(
@@ -101,7 +101,7 @@ def _no_empty_folders(parent: Path) -> Iterator[None]:
         raise
 
 
-def _begin(partial: Path, request: str) -> Journal:
+def _begin(partial: Path, asked: Asked) -> Journal:
     """The journal of a staging directory; one that was there already outlives a refusal."""
     found = (partial / _JOURNAL).exists()
     try:
@@ -111,7 +111,7 @@ def _begin(partial: Path, request: str) -> Journal:
             shutil.rmtree(partial / folder, ignore_errors=True)
         for folder in (_BUILD, _SCRATCH):
             (partial / folder).mkdir(exist_ok=True)
-        return Journal.open(partial / _JOURNAL, request)
+        return Journal.open(partial / _JOURNAL, asked)
     except BaseException:
         if not found:
             shutil.rmtree(partial, ignore_errors=True)
@@ -170,22 +170,29 @@ def check_unlocked(destination: Path) -> None:
     Raises:
         ExportError: If one is; with its pid.
     """
-    destination = Path(os.path.abspath(destination))
+    destination = _named(destination)
     with suppress(OSError), (_partial(destination) / _LOCK).open("r+b") as file:
         _take(file, destination)
 
 
-def check_left(destination: Path, beginning: str) -> None:
+def check_left(destination: Path, options: Callable[[], str]) -> None:
     """Whether what an interrupted export left there can be gone on with: asked before long work.
 
     Args:
         destination: Where the build will be.
-        beginning: Of the request, as far as it is known by then.
+        options: Gives `Asked.options`, if something was left.
 
     Raises:
-        ExportError: If it is another request's.
+        ExportError: If it is of other options, or its journal is damaged.
     """
-    Journal.check_beginning(_partial(Path(os.path.abspath(destination))) / _JOURNAL, beginning)
+    partial = _partial(_named(destination))
+    if (partial / _BUILD).exists():  # or it was published, and the rest not yet cleared away
+        Journal.check_options(partial / _JOURNAL, options)
+
+
+def _named(destination: Path) -> Path:
+    """A destination with a name and a parent, which "." lacks."""
+    return Path(os.path.abspath(destination))
 
 
 def _partial(destination: Path) -> Path:

@@ -18,7 +18,7 @@ from t1_edge.machine import available_threads
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import linear_layers, linear_weight_count, tensors, weight_count
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
-from t1_edge_export.journal import Journal
+from t1_edge_export.journal import NOTHING, Journal
 from t1_edge_export.onnx_documents import write_documents
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.sensitivity import by_worth
@@ -142,7 +142,7 @@ def _writing(block: _Block, request: Request) -> tuple[float, float]:
 
 
 def _write(block: _Block, request: Request, folder: Path) -> None:
-    journal = Journal.open(folder / "journal.jsonl", "")
+    journal = Journal.open(folder / "journal.jsonl", NOTHING)
     encodings = request.encodings(block.decoder)
     quantizer = weighted(block.statistics, block.decoder)
     smoothed = quantizer.smoothing.applied(block)

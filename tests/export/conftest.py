@@ -11,6 +11,7 @@ from t1_edge.build import Build
 from t1_edge.contract import Codec
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.containers import BlockSize
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
@@ -76,23 +77,31 @@ def tiny_gguf(
 @pytest.fixture(scope="session")
 def tiny_mixed(
     tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Family, Budget], Build]:
-    """Makes builds of tiny decoders within a budget, each once; the Qwen3 has a head of its own."""
+) -> Callable[..., Build]:
+    """Makes builds of tiny decoders within a budget, each once: tiny_mixed(family, budget, blocks).
+
+    The Qwen3 has a head of its own.
+    """
     root = tmp_path_factory.mktemp("tiny-mixed")
 
     @cache
-    def build(family: Family, budget: Budget) -> Build:
-        name = f"{family}-{budget.bits}-{budget.size}"
+    def build(family: Family, budget: Budget, block_size: BlockSize) -> Build:
+        name = f"{family}-{budget.bits}-{budget.size}-{block_size}"
+        made = tiny(family, tied=family == "llama", hidden=max(64, block_size))
         request = Request(
             name=name,
             destination=root / name,
             contract=TINY_CONTRACT,
             budget=budget,
+            block_size=block_size,
             allow_drift=True,
         )
-        return export(open_checkpoint(tiny(family, tied=family == "llama").folder), request)
+        return export(open_checkpoint(made.folder), request)
 
-    return build
+    def make(family: Family, budget: Budget, block_size: BlockSize = 32) -> Build:
+        return build(family, budget, block_size)
+
+    return make
 
 
 @pytest.fixture(scope="session")

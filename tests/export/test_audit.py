@@ -11,7 +11,7 @@ from t1_edge_export.audit import relative_errors
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.decoder import EMBEDDING, tensors
 from t1_edge_export.formats import choose_encodings, read_back
-from t1_edge_export.quantize.blocks import quantize_q4_0
+from t1_edge_export.quantize.blocks import quantize_4_bits
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Family, Tiny
 
@@ -26,7 +26,7 @@ def test_errors_are_those_of_the_rounding(
     folder = open_checkpoint(tiny(family).folder)
     checkpoint = with_tokens(folder, TINY_CONTRACT)
     written = read_back(
-        format, build.path, decoder, choose_encodings(decoder, "portable", [format])
+        format, build.path, decoder, choose_encodings(decoder, "portable", [format], block_size=32)
     )
     found = relative_errors(checkpoint, written)
     assert found.keys() == {spec.name for spec in tensors(decoder) if spec.role != "norm"}
@@ -34,7 +34,7 @@ def test_errors_are_those_of_the_rounding(
     assert 0.05 < min(found.values()) < max(found.values()) < 0.15
     name = "model.layers.1.self_attn.k_proj.weight"
     weights = checkpoint.rows(name, 0, decoder.kv_heads * decoder.head_dim)
-    codes, scales = quantize_q4_0(weights)
+    codes, scales = quantize_4_bits(weights, block_size=32)
     blocks = (codes.astype(np.float32) - 8).reshape(*scales.shape, 32) * scales[..., None]
     lost = np.linalg.norm(blocks.reshape(weights.shape) - weights) / np.linalg.norm(weights)
     assert found[name] == pytest.approx(lost, rel=1e-5)
@@ -47,7 +47,9 @@ def test_float_files_hold_the_checkpoint(
     build = tiny_build("llama", "float", tied=False)
     decoder = build.manifest.decoder
     checkpoint = with_tokens(open_checkpoint(tiny("llama", tied=False).folder), TINY_CONTRACT)
-    written = read_back(format, build.path, decoder, choose_encodings(decoder, "float", [format]))
+    written = read_back(
+        format, build.path, decoder, choose_encodings(decoder, "float", [format], block_size=32)
+    )
     assert set(relative_errors(checkpoint, written).values()) == {0.0}
 
 

@@ -13,7 +13,7 @@ from t1_edge.build import GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Build, Decoder
 from t1_edge.errors import ExportError
 from t1_edge_export import pipeline
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.containers import Encoding, Slab
+from t1_edge_export.containers import EIGHT_BITS, FOUR_BITS, BlockSize, Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
 from t1_edge_export.formats import choose_encodings
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
@@ -27,6 +27,17 @@ from tiny import KNOWN, TINY_CONTRACT, Family, Tiny
 Float32Array = NDArray[np.float32]
 
 
+_BLOCKS = {
+    "q4_0": (False, 32),
+    "q4_64": (False, 64),
+    "q4_128": (False, 128),
+    "q8_0": (True, 32),
+    "q8_64": (True, 64),
+    "q8_128": (True, 128),
+}
+"""Whether codes have 8 bits, and how many share a scale."""
+
+
 def _from_onnx(path: Path, matrix: Matrix, spec: TensorSpec) -> Float32Array:
     """A tensor's weights out of weights.bin, by the meaning that the operators give the bytes."""
     first, rows = matrix.parts[spec.name], spec.shape[0]
@@ -35,19 +46,20 @@ def _from_onnx(path: Path, matrix: Matrix, spec: TensorSpec) -> Float32Array:
     if matrix.encoding == "f32":
         return raw.view(np.float32)
     at = matrix.scales + first * matrix.row_scale_bytes
-    scales = np.fromfile(path, np.float16, rows * matrix.width // 32, offset=at).astype(np.float32)
-    if matrix.encoding == "q8_0":
+    eight, block = _BLOCKS[matrix.encoding]
+    scales = np.fromfile(path, np.float16, rows * matrix.width // block, offset=at)
+    if eight:
         codes = raw.astype(np.float32) - 128
     else:
         codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(rows, -1).astype(np.float32) - 8
-    blocks = codes.reshape(rows, -1, 32) * scales.reshape(rows, -1, 1)
+    blocks = codes.reshape(rows, -1, block) * scales.astype(np.float32).reshape(rows, -1, 1)
     return np.asarray(blocks.reshape(rows, -1), np.float32)
 
 
-def _assert_equal_weights(build: Build) -> None:
+def _assert_equal_weights(build: Build, block_size: BlockSize = 32) -> None:
     decoder = build.manifest.decoder
     stored = GGUFCheckpoint(build.file(GGUF_MODEL))
-    matrices = lay_out(decoder, _encodings(build))
+    matrices = lay_out(decoder, _encodings(build, block_size))
     for spec in tensors(decoder):
         if spec.role != "norm":
             ours = _from_onnx(build.file(ONNX_WEIGHTS), matrices[spec.name], spec)
@@ -55,12 +67,13 @@ def _assert_equal_weights(build: Build) -> None:
             np.testing.assert_array_equal(ours, theirs, err_msg=spec.name)
 
 
-def _encodings(build: Build) -> Mapping[str, Encoding]:
-    wide: Encoding = "f32" if build.manifest.profile == "float" else "q8_0"
-    narrow: Encoding = "f32" if build.manifest.profile == "float" else "q4_0"
+def _encodings(build: Build, block_size: BlockSize) -> Mapping[str, Encoding]:
+    eight, four = EIGHT_BITS[block_size], FOUR_BITS[block_size]
+    if build.manifest.profile == "float":
+        eight = four = "f32"
     specs = tensors(build.manifest.decoder)
-    by_role = {s.name: narrow if s.role == "linear" else wide for s in specs}
-    return by_role | dict.fromkeys(build.manifest.eight_bit, "q8_0")
+    by_role = {s.name: four if s.role == "linear" else eight for s in specs}
+    return by_role | dict.fromkeys(build.manifest.eight_bit, eight)
 
 
 @pytest.mark.parametrize("profile", ["float", "portable"])
@@ -75,12 +88,16 @@ def test_smollm2_holds_equal_weights(smollm2: Build) -> None:
     _assert_equal_weights(smollm2)
 
 
-@pytest.mark.parametrize("bits", [5.0, 6.3, 8.5])
+@pytest.mark.parametrize(
+    ("bits", "block_size"), [(5.0, 32), (6.3, 32), (8.5, 32), (5.0, 64), (8.25, 64), (5.0, 128)]
+)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_mixed_builds_hold_equal_weights(
-    tiny_mixed: Callable[[Family, Budget], Build], family: Family, bits: float
+    tiny_mixed: Callable[..., Build], family: Family, bits: float, block_size: BlockSize
 ) -> None:
-    _assert_equal_weights(tiny_mixed(family, Budget(bits=bits)))
+    build = tiny_mixed(family, Budget(bits=bits), block_size)
+    assert build.manifest.eight_bit
+    _assert_equal_weights(build, block_size)
 
 
 def test_smollm2_holds_equal_weights_within_a_budget(smollm2_at: Callable[[float], Build]) -> None:
@@ -145,7 +162,9 @@ def test_what_multiplies_the_same_is_one_matrix_where_its_encoding_is_one(
     checkpoint = open_checkpoint(tiny(family).folder)
     layers = [spec.name for spec in linear_layers(checkpoint.decoder)]
     chosen = [name for name in layers if _short(name) in eight_bit]
-    encodings = choose_encodings(checkpoint.decoder, "portable", ("onnx", "gguf"), chosen)
+    encodings = choose_encodings(
+        checkpoint.decoder, "portable", ("onnx", "gguf"), chosen, block_size=32
+    )
     monkeypatch.setattr(pipeline, "_encodings", lambda *_: encodings)
     request = Request(
         name="tiny", destination=tmp_path / "x", contract=TINY_CONTRACT, allow_drift=True

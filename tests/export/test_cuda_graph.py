@@ -33,6 +33,7 @@ from t1_edge.errors import BuildError, ExportError
 from t1_edge.golden import Golden
 from t1_edge.vectors import cosines
 from t1_edge_export.checkpoint import open_checkpoint
+from t1_edge_export.containers import BlockSize
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
@@ -58,14 +59,15 @@ ROWS = [[5, 9, 200, 17, 42], [3], [7, 7, 8, 120, 33, 61, 250, 1, 90]]
 @pytest.fixture(scope="module")
 def cuda_build(
     tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Family, bool], Build]:
+) -> Callable[..., Build]:
     root = tmp_path_factory.mktemp("cuda")
 
-    def build(family: Family, tied: bool) -> Build:
-        path = root / f"{family}-{tied}"
+    def build(family: Family, tied: bool, block_size: BlockSize = 32) -> Build:
+        path = root / f"{family}-{tied}-{block_size}"
         if path.exists():
             return Build(path)
-        return export(open_checkpoint(tiny(family, tied=tied).folder), _request(path))
+        request = replace(_request(path), block_size=block_size)
+        return export(open_checkpoint(tiny(family, tied=tied).folder), request)
 
     return build
 
@@ -128,11 +130,12 @@ def _worst(found: Float32Array, expected: Float32Array) -> float:
 FAMILIES = pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen3", False)])
 
 
+@pytest.mark.parametrize("block_size", [32, 64])
 @FAMILIES
 def test_it_computes_what_the_weights_say(
-    cuda_build: Callable[[Family, bool], Build], family: Family, tied: bool
+    cuda_build: Callable[..., Build], family: Family, tied: bool, block_size: BlockSize
 ) -> None:
-    build = cuda_build(family, tied)
+    build = cuda_build(family, tied, block_size)
     graph = _Graph(build, rows=3, capacity=10)
     graph.run([row[:-1] or row for row in ROWS])  # a ragged prefill
     whole = [row if len(row) > 1 else row * 2 for row in ROWS]
@@ -178,7 +181,7 @@ def _forget_a_norm(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("damage", [_swap_scales, _stop_rotating, _forget_a_norm])
 def test_a_wrong_graph_would_be_found(
-    cuda_build: Callable[[Family, bool], Build], damage: Callable[[onnx.ModelProto], None]
+    cuda_build: Callable[..., Build], damage: Callable[[onnx.ModelProto], None]
 ) -> None:
     build = cuda_build("llama", True)
     model = onnx.load(build.file(CUDA_GRAPH), load_external_data=False)
@@ -190,7 +193,7 @@ def test_a_wrong_graph_would_be_found(
 
 @FAMILIES
 def test_it_is_the_cpus_graph_in_float16(
-    cuda_build: Callable[[Family, bool], Build], family: Family, tied: bool
+    cuda_build: Callable[..., Build], family: Family, tied: bool
 ) -> None:
     build = cuda_build(family, tied)
     graphs = [
@@ -217,7 +220,7 @@ def test_it_is_the_cpus_graph_in_float16(
 @FAMILIES
 @pytest.mark.parametrize("graph", [ONNX_GRAPH, CUDA_GRAPH])
 def test_the_checker_and_shape_inference_accept_it(
-    cuda_build: Callable[[Family, bool], Build], family: Family, tied: bool, graph: str
+    cuda_build: Callable[..., Build], family: Family, tied: bool, graph: str
 ) -> None:
     build = cuda_build(family, tied)
     model = onnx.load(build.file(graph), load_external_data=False)
@@ -229,7 +232,7 @@ def test_the_checker_and_shape_inference_accept_it(
 
 
 def test_onnx_runtime_widens_the_scales_when_it_loads_the_cpus_graph(
-    cuda_build: Callable[[Family, bool], Build], tmp_path: Path
+    cuda_build: Callable[..., Build], tmp_path: Path
 ) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
@@ -241,7 +244,7 @@ def test_onnx_runtime_widens_the_scales_when_it_loads_the_cpus_graph(
     assert "Cast" not in {node.op_type for node in loaded.graph.node}
 
 
-def test_a_build_says_that_no_gate_ran_it(cuda_build: Callable[[Family, bool], Build]) -> None:
+def test_a_build_says_that_no_gate_ran_it(cuda_build: Callable[..., Build]) -> None:
     build = cuda_build("llama", True)
     assert build.has_cuda_graph
     assert set(build.manifest.verification.engines) == {"onnx", "gguf"}
@@ -261,7 +264,7 @@ def test_a_build_without_it_has_none(tiny_build: Callable[..., Build]) -> None:
 
 
 def test_a_graph_without_its_weights_is_no_build(
-    cuda_build: Callable[[Family, bool], Build], tmp_path: Path
+    cuda_build: Callable[..., Build], tmp_path: Path
 ) -> None:
     manifest = json.loads(cuda_build("llama", True).file(MANIFEST).read_bytes())
     manifest["formats"] = ["gguf"]
@@ -272,7 +275,7 @@ def test_a_graph_without_its_weights_is_no_build(
 
 
 def test_the_plan_has_it(
-    cuda_build: Callable[[Family, bool], Build], tiny: Callable[..., Tiny], tmp_path: Path
+    cuda_build: Callable[..., Build], tiny: Callable[..., Tiny], tmp_path: Path
 ) -> None:
     build = cuda_build("qwen3", False)
     checkpoint = with_tokens(open_checkpoint(tiny("qwen3", tied=False).folder), TINY_CONTRACT)

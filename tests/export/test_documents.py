@@ -375,7 +375,12 @@ def test_its_weights_are_the_checkpoints(
         quantizer = weighted(_noise(decoder), decoder)
         before, importance = quantizer.smoothing, dict(quantizer.importance())
     written = before.applied(checkpoint)
-    write_documents(tmp_path, written, choose_encodings(decoder, "portable", ["onnx"]), importance)
+    write_documents(
+        tmp_path,
+        written,
+        choose_encodings(decoder, "portable", ["onnx"], block_size=32),
+        importance,
+    )
     raw = (tmp_path / DOCUMENTS_WEIGHTS).read_bytes()
     places, behind = lay_out_documents(decoder), smooth(decoder, written, importance)
     for spec in linear_layers(decoder):

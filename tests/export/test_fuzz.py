@@ -23,7 +23,7 @@ from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.gguf_file import open_gguf
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
-from t1_edge_export.journal import Journal
+from t1_edge_export.journal import NOTHING, Journal
 from t1_edge_export.quantize.statistics import collect, read_statistics
 from t1_edge_export.safetensors_file import read_tensors
 from t1_edge_export.vocabulary import with_tokens
@@ -106,14 +106,15 @@ def files(room: Path, tiny_gguf: Callable[..., Path]) -> dict[str, Damaged]:
     shutil.copy(tiny_gguf(), gguf)
     collect(whole, [[1, 2, 3]], "a row").save(room / "statistics.gguf", whole.decoder)
     journal = room / "journal.jsonl"
-    lines = [{"request": "r"}, {"tensor": "model.norm.weight", "sha256": "0" * 64}]
+    asked = {"options": "", "calibration": ""}
+    lines = [asked, {"tensor": "model.norm.weight", "sha256": "0" * 64}]
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     readers: dict[Path, Callable[[], object]] = {
         room / "adapter" / CONFIG: adapted,
         room / "adapter" / WEIGHTS: adapted,
         gguf: lambda: _weights(open_checkpoint(gguf)),
         room / "statistics.gguf": lambda: read_statistics(room / "statistics.gguf", whole.decoder),
-        journal: lambda: Journal.open(journal, "r").written,
+        journal: lambda: Journal.open(journal, NOTHING).written,
     }
     for name in ("config.json", "tokenizer.json", SINGLE):
         readers[room / "whole" / name] = lambda: _weights(open_checkpoint(room / "whole"))
@@ -325,6 +326,7 @@ def test_a_gguf_that_claims_too_much(
 
 def test_a_journal_of_another_shape(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"request": "r"}\n{"tensor": "x", "sha256": "short"}\n')
+    asked = '{"options": "", "calibration": ""}'
+    path.write_text(f'{asked}\n{{"tensor": "x", "sha256": "short"}}\n')
     with pytest.raises(ExportError, match=r"is damaged.*leave --resume out"):
-        Journal.open(path, "r")
+        Journal.open(path, NOTHING)

@@ -25,7 +25,7 @@ from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings, open_container, read_back
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_metadata import gguf_metadata
-from t1_edge_export.journal import Journal
+from t1_edge_export.journal import NOTHING, Journal
 from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize import packed
@@ -67,10 +67,10 @@ def _written(
     checkpoint: Checkpoint, quantizer: Quantizer, folder: Path, profile: Profile = "native"
 ) -> Stored:
     decoder = checkpoint.decoder
-    encodings = choose_encodings(decoder, profile, ["gguf"])
+    encodings = choose_encodings(decoder, profile, ["gguf"], block_size=32)
     metadata = gguf_metadata(decoder, encodings, checkpoint.tokenizer, "ours", checkpoint.source)
     container = open_container("gguf", folder, decoder, encodings, metadata)
-    journal = Journal.open(folder / "journal.jsonl", "")
+    journal = Journal.open(folder / "journal.jsonl", NOTHING)
     write_weights(checkpoint, encodings, quantizer, [container], journal)
     container.finish()
     return _stored(folder / GGUF_MODEL)
@@ -166,7 +166,7 @@ def test_a_kernel_that_is_not_there_is_said(
 
 def _mean_error(checkpoint: Checkpoint, build: Build, profile: Any) -> float:
     decoder = checkpoint.decoder
-    encodings = choose_encodings(decoder, profile, ["gguf"])
+    encodings = choose_encodings(decoder, profile, ["gguf"], block_size=32)
     written = read_back("gguf", build.path, decoder, encodings)
     errors = relative_errors(checkpoint, written)
     return float(np.mean([errors[spec.name] for spec in linear_layers(decoder)]))
@@ -241,7 +241,7 @@ class _Loud:
 
 def test_weights_too_large_for_a_scale_are_refused(checkpoint: Checkpoint) -> None:
     spec = next(linear_layers(checkpoint.decoder))
-    encodings = choose_encodings(checkpoint.decoder, "native", ["gguf"])
+    encodings = choose_encodings(checkpoint.decoder, "native", ["gguf"], block_size=32)
     with pytest.raises(CheckpointError, match=f"{spec.name} holds weights too large"):
         list(encode(_Loud(checkpoint, spec), encodings, SEARCH))
 

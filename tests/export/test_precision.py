@@ -24,7 +24,7 @@ from t1_edge.errors import ExportError
 from t1_edge_export import pipeline
 from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
-from t1_edge_export.containers import Encoding, Slab
+from t1_edge_export.containers import EIGHT_BITS, FOUR_BITS, BlockSize, Encoding, Slab
 from t1_edge_export.decoder import TensorSpec, layer_name, linear_layers
 from t1_edge_export.formats import choose_encodings, file_sizes
 from t1_edge_export.gguf_checkpoint import gguf_names
@@ -32,7 +32,7 @@ from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.presets import PRESETS
-from t1_edge_export.quantize.blocks import Blocks, dequantize, quantize_q4_0, quantize_q8_0
+from t1_edge_export.quantize.blocks import Blocks, dequantize, quantize_4_bits, quantize_8_bits
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.quantize.statistics import Statistics, collect
@@ -102,7 +102,7 @@ def _with_one_more(build: Build, name: str) -> int:
     decoder = build.manifest.decoder
     formats: tuple[Format, ...] = ("onnx", "gguf")
     eight_bit = [*build.manifest.eight_bit, name]
-    encodings = choose_encodings(decoder, "portable", formats, eight_bit)
+    encodings = choose_encodings(decoder, "portable", formats, eight_bit, block_size=32)
     metadata = bytes(gguf.GGUFReader(build.file(GGUF_MODEL)).data_offset)
     return max(sum(file_sizes(f, decoder, encodings, metadata).values()) for f in formats)
 
@@ -144,8 +144,11 @@ def test_both_containers_have_8_bits_where_the_manifest_says(
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("block_size", [32, 64])
 @pytest.mark.parametrize("collected", [True, False])
-def test_the_order_is_the_error_by_the_byte(checkpoint: Checkpoint, collected: bool) -> None:
+def test_the_order_is_the_error_by_the_byte(
+    checkpoint: Checkpoint, collected: bool, block_size: BlockSize
+) -> None:
     """Of queries and keys little is left; beside a stream that grows, a branch counts less."""
     rows = [(5, 9, 260, 31), (7, 300, 2)]
     importance = collect(checkpoint, rows, "two rows").importance if collected else {}
@@ -153,8 +156,10 @@ def test_the_order_is_the_error_by_the_byte(checkpoint: Checkpoint, collected: b
     for spec in linear_layers(checkpoint.decoder):
         weights = checkpoint.rows(spec.name, 0, spec.shape[0])
         weigh = importance.get(spec.name, np.ones(spec.shape[1], np.float32)).astype(np.float64)
-        four = _rounded(spec, "q4_0", quantize_q4_0(weights, importance.get(spec.name)))
-        eight = _rounded(spec, "q8_0", quantize_q8_0(weights))
+        found = quantize_4_bits(weights, importance.get(spec.name), block_size=block_size)
+        four = _rounded(spec, FOUR_BITS[block_size], found)
+        found = quantize_8_bits(weights, block_size=block_size)
+        eight = _rounded(spec, EIGHT_BITS[block_size], found)
         sizes[spec.name] = spec.size
         square[spec.name] = (weights**2 @ weigh).sum()
         error[spec.name] = (((four - weights) ** 2 - (eight - weights) ** 2) @ weigh).sum()
@@ -168,8 +173,8 @@ def test_the_order_is_the_error_by_the_byte(checkpoint: Checkpoint, collected: b
             for kind, name in zip(kinds, names, strict=True):
                 left = {"q": 0.25, "k": 0.5}.get(kind, 1) * reach
                 worth.append((left * error[name] / square[name] / sizes[name], name))
-    found = [spec.name for spec in by_worth(checkpoint, importance)]
-    assert found == [name for _, name in sorted(worth, reverse=True)]
+    order = [spec.name for spec in by_worth(checkpoint, importance, block_size=block_size)]
+    assert order == [name for _, name in sorted(worth, reverse=True)]
 
 
 def _rounded(spec: TensorSpec, encoding: Encoding, blocks: Blocks) -> NDArray[np.float32]:
@@ -181,7 +186,7 @@ def test_what_does_not_fit_is_passed_over(checkpoint: Checkpoint) -> None:
     """The widest layers first: none fits, and the small ones behind them do."""
     decoder = checkpoint.decoder
     widest = sorted(linear_layers(decoder), key=lambda spec: -spec.size)
-    limit = find_limit(Budget(bits=4.6), decoder, "portable", ["onnx"], b"")
+    limit = find_limit(Budget(bits=4.6), decoder, "portable", ["onnx"], b"", block_size=32)
     chosen = choose_eight_bit(decoder, limit, widest)
     assert chosen == ("model.layers.0.self_attn.k_proj.weight",)
 

@@ -100,11 +100,11 @@ def test_what_is_whole_is_not_quantized_again(
     assert not request_.destination.exists()
     quantized: list[str] = []
 
-    def q4_0(spec: TensorSpec) -> RowQuantizer:
+    def four_bits(spec: TensorSpec) -> RowQuantizer:
         quantized.append(spec.name)
-        return SEARCH.q4_0(spec)
+        return SEARCH.four_bits(spec)
 
-    again = dataclasses.replace(request_, resume=True, quantizer=Quantizer(q4_0=q4_0))
+    again = dataclasses.replace(request_, resume=True, quantizer=Quantizer(four_bits=four_bits))
     done: list[int] = []
     build = export(checkpoint, again, bars=stage("quantizing", done.append))
     assert "model.layers.0.self_attn.q_proj.weight" not in quantized
@@ -137,6 +137,17 @@ def test_another_request_does_not_go_on_with_it_nor_lose_it(
     assert os.listdir(request_.destination.parent) == [".tiny.partial"]
     export(checkpoint, dataclasses.replace(request_, resume=True))
     assert os.listdir(request_.destination.parent) == ["tiny"]
+
+
+def test_another_calibration_does_not_go_on_with_it_nor_lose_it(
+    checkpoint: Checkpoint, request_: Request
+) -> None:
+    _leave_half(checkpoint, request_)
+    again = dataclasses.replace(request_, resume=True)
+    with pytest.raises(ExportError, match=r"other options.*leave --resume out"):
+        export(checkpoint, dataclasses.replace(again, quantizer=ROUNDING))
+    assert os.listdir(request_.destination.parent) == [".tiny.partial"]
+    export(checkpoint, again)
 
 
 def test_other_options_are_refused_before_anything_is_fitted(
@@ -220,6 +231,7 @@ def test_a_journal_whose_build_was_published_counts_for_nothing(
     monkeypatch.setattr(weights, "_WEIGHTS_BETWEEN_FLUSHES", 1)
     _leave_half(checkpoint, request_, slabs=3)
     shutil.rmtree(request_.destination.with_name(".tiny.partial") / "build")
+    check_request(checkpoint, dataclasses.replace(request_, resume=True, block_size=64))
     export(checkpoint, dataclasses.replace(request_, resume=True)).check_hashes()
 
 
@@ -227,8 +239,10 @@ def test_a_journal_of_noise_is_an_error(checkpoint: Checkpoint, request_: Reques
     _leave_half(checkpoint, request_)
     journal = request_.destination.with_name(".tiny.partial") / "journal.jsonl"
     journal.write_bytes(b"\xff\n")
-    with pytest.raises(ExportError, match="is damaged"):
-        export(checkpoint, dataclasses.replace(request_, resume=True))
+    again = dataclasses.replace(request_, resume=True)
+    for ask in (check_request, export):
+        with pytest.raises(ExportError, match="is damaged"):
+            ask(checkpoint, again)
 
 
 def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_cores_that_the_process_may_not_use_do_not_count(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3}, raising=False)
     assert machine.available_threads() == 1
+    assert machine.processor().logical == 2
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,6 +13,7 @@ from t1_edge.cli.output import check_place, put_json
 from t1_edge_export.cli.talk import bars_in_bytes, timed_say
 
 if TYPE_CHECKING:
+    from t1_edge_export.containers import BlockSize
     from t1_edge_export.plan import Plan
     from t1_edge_export.timing import StageSeconds
 
@@ -97,8 +98,9 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option(
     "--bits",
     type=float,
-    help="Bits of a weight of the linear layers, on average, 4.5 to 8.5, in wider blocks 4.25 or "
-    "4.125 and more: those that lose most to 4 get 8.  [default: the least; 5 for native ONNX]",
+    help="Bits of a weight of the linear layers, on average, between all at 4 and all at 8 (4.5 "
+    "and 8.5 in blocks of 32): those that lose most to 4 get 8.  [default: all at 4; 5 for native "
+    "ONNX]",
 )
 @click.option(
     "--block-size",
@@ -106,7 +108,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     default="32",
     show_default=True,
     help="Weights that share a scale. More are smaller and faster in ONNX Runtime, and further "
-    "from the float weights.",
+    "from the float weights; a GGUF gains nothing by them.",
 )
 @click.option(
     "--target-size",
@@ -181,7 +183,7 @@ def export(
     asked = bits is not None or target_size is not None
     budget = Budget(bits=bits, size=target_size) if asked else None
     kind: Any = quantizer or "search"
-    size: Any = int(block_size)
+    size = cast("BlockSize", int(block_size))
     check_profile(  # before gigabytes are fetched, as the contract
         profile,
         formats,

@@ -1,13 +1,13 @@
-"""The block formats Q4_0 and Q8_0: 32 weights of a row share one float16 scale.
+"""Blocks of 4 and of 8 bits: weights of a row, 32 or more, that share one float16 scale.
 
-Both are symmetric and were defined by ggml: a weight is `scale * (code - 8)` with codes 0..15 in
-Q4_0, and `scale * code` with codes -127..127 in Q8_0. ONNX Runtime's MatMulNBits with block size
-32 and no zero points means the same numbers, so one quantization serves both containers. So does
-one of wider blocks, which are several of these with one scale.
+Both are symmetric: a weight is `scale * (code - 8)` with codes 0..15 in 4 bits, and `scale * code`
+with codes -127..127 in 8. In blocks of 32 these are ggml's Q4_0 and Q8_0, and a wider block is
+several of them with one scale; ONNX Runtime's MatMulNBits without zero points means the same
+numbers, so one quantization serves both containers.
 
-The scale of a Q4_0 block is searched, not taken from its largest weight: among candidates the one
-with the least weighted squared error wins. For a fixed rounding q the best scale has the closed
-form sum(i*w*q) / sum(i*q*q), with i the importance of the weight's input channel.
+In 4 bits the scale is searched, not taken from the largest weight: among candidates the one with
+the least weighted squared error wins. For a fixed rounding q the best scale has the closed form
+sum(i*w*q) / sum(i*q*q), with i the importance of the weight's input channel.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge_export.containers import BLOCK, CODE_BITS, Slab
+from t1_edge_export.containers import CODE_BITS, BlockSize, Slab
 from t1_edge_export.quantize import kernels
 
 Float32Array = NDArray[np.float32]
 Blocks = tuple[NDArray[Any], NDArray[np.float16]]
 
 
-def quantize_q4_0(
-    weights: Float32Array, importance: Float32Array | None = None, *, block_size: int = BLOCK
+def quantize_4_bits(
+    weights: Float32Array, importance: Float32Array | None = None, *, block_size: BlockSize
 ) -> Blocks:
-    """Quantize rows to Q4_0 with a weighted scale search.
+    """Quantize rows to 4 bits with a weighted scale search.
 
     Args:
         weights: float32 [rows, in]; `in` a multiple of the block size.
@@ -46,15 +46,15 @@ def quantize_q4_0(
         return codes.reshape(weights.shape), scales.astype(np.float16).reshape(len(weights), -1)
 
 
-def round_q4_0(weights: Float32Array, *, block_size: int = BLOCK) -> Blocks:
-    """Quantize rows to Q4_0 as ggml does: the largest weight of a block becomes -8.
+def round_4_bits(weights: Float32Array, *, block_size: BlockSize) -> Blocks:
+    """Quantize rows to 4 bits as ggml does to Q4_0: the largest weight of a block becomes -8.
 
     Args:
         weights: float32 [rows, in]; `in` a multiple of the block size.
         block_size: Weights that share a scale.
 
     Returns:
-        As `quantize_q4_0`.
+        As `quantize_4_bits`.
     """
     blocks = weights.reshape(len(weights), -1, block_size)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)
@@ -64,8 +64,8 @@ def round_q4_0(weights: Float32Array, *, block_size: int = BLOCK) -> Blocks:
     return np.clip(codes, 0, 15).astype(np.uint8).reshape(weights.shape), scales
 
 
-def quantize_q8_0(weights: Float32Array, *, block_size: int = BLOCK) -> Blocks:
-    """Quantize rows to Q8_0: the largest weight of a block becomes 127 or -127.
+def quantize_8_bits(weights: Float32Array, *, block_size: BlockSize) -> Blocks:
+    """Quantize rows to 8 bits: the largest weight of a block becomes 127 or -127.
 
     Args:
         weights: float32 [rows, in]; `in` a multiple of the block size.

@@ -1,4 +1,4 @@
-"""GPTQ onto Q4_0 blocks: a column's rounding error is made up for by the columns behind it.
+"""GPTQ onto blocks of 4 bits: a column's rounding error is made up for by the columns behind it.
 
 Source: arXiv 2210.17323, with the Cholesky factor of the damped inverse Gram matrix. The grid is
 that of `blocks`: symmetric, with which the result runs identically in both containers.
@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge_export.containers import BLOCK
-from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0
+from t1_edge_export.containers import BLOCK, BlockSize
+from t1_edge_export.quantize.blocks import Blocks, quantize_4_bits
 
 Float32Array = NDArray[np.float32]
 
@@ -20,8 +20,8 @@ _STRETCH: Final = 4 * BLOCK
 """Columns whose errors are gathered before those behind them are touched: one large product."""
 
 
-def gptq_q4_0(weights: Float32Array, factor: Float32Array, *, block_size: int = BLOCK) -> Blocks:
-    """Quantize rows to Q4_0 so that what the layer gives changes least.
+def gptq_4_bits(weights: Float32Array, factor: Float32Array, *, block_size: BlockSize) -> Blocks:
+    """Quantize rows to 4 bits so that what the layer gives changes least.
 
     Args:
         weights: float32 [rows, in]; `in` a multiple of the block size.
@@ -42,7 +42,7 @@ def gptq_q4_0(weights: Float32Array, factor: Float32Array, *, block_size: int = 
         errors = np.empty((len(weights), stop - start), np.float32)
         for at in range(start, stop, block_size):
             block = slice(at, at + block_size)
-            _, found = quantize_q4_0(
+            _, found = quantize_4_bits(
                 np.ascontiguousarray(rest[:, block]), cost[block], block_size=block_size
             )
             scales[:, at // block_size] = found[:, 0]

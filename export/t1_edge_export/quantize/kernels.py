@@ -22,7 +22,8 @@ except ImportError as e:
 Float32Array = NDArray[np.float32]
 
 _LANES: Final = 128
-"""Blocks that are searched together: their weights and importances stay in the nearest cache."""
+"""Blocks that are searched together: their weights and importances stay in the nearest cache, or
+those of wide blocks in the second."""
 
 _LANDINGS: Final = np.array([-8, -8.5, -7.5, -9, -7, 7, 7.5, 8, 6.5], np.float32)
 """Where the largest weight of a block may land: -8 is Q4_0's own choice, and is always tried."""

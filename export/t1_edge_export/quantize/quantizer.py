@@ -13,10 +13,10 @@ from t1_edge.build import Decoder
 from t1_edge.errors import ExportError
 from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.containers import Encoding
+from t1_edge_export.containers import BlockSize, Encoding
 from t1_edge_export.decoder import TensorSpec, linear_layers
-from t1_edge_export.quantize.blocks import Blocks, quantize_q4_0, round_q4_0
-from t1_edge_export.quantize.gptq import gptq_q4_0, inverse_factor
+from t1_edge_export.quantize.blocks import Blocks, quantize_4_bits, round_4_bits
+from t1_edge_export.quantize.gptq import gptq_4_bits, inverse_factor
 from t1_edge_export.quantize.packed import pack
 from t1_edge_export.quantize.smoothing import Smoothing, activation_aware
 from t1_edge_export.quantize.statistics import Statistics, collect
@@ -30,9 +30,9 @@ RowPacker = Callable[[Float32Array], NDArray[np.uint8]]
 
 
 class RowQuantizer(Protocol):
-    """Takes rows of one tensor, and gives codes and scales as `quantize_q4_0`; on any thread."""
+    """Takes rows of one tensor, and gives codes and scales as `quantize_4_bits`; on any thread."""
 
-    def __call__(self, weights: Float32Array, *, block_size: int) -> Blocks:
+    def __call__(self, weights: Float32Array, *, block_size: BlockSize) -> Blocks:
         """Round rows, float32 [rows, in]."""
 
 
@@ -41,8 +41,8 @@ class Quantizer:
     """A way to quantize.
 
     Attributes:
-        q4_0: Takes a linear layer's tensor, and gives what quantizes rows of it. Layers come in the
-            order of `decoder.tensors`, each once.
+        four_bits: Takes a linear layer's tensor, and gives what quantizes rows of it. Layers come
+            in the order of `decoder.tensors`, each once.
         packed: Likewise, with a block format of llama.cpp's own; None if it rounds to none of them.
         calibration: What it was calibrated with, for the manifest; empty if with nothing.
         importance: Gives the mean squared input of each channel, float32 [in], by tensor name, to
@@ -53,7 +53,7 @@ class Quantizer:
         memory: Bytes that it has resident while layers are quantized.
     """
 
-    q4_0: Callable[[TensorSpec], RowQuantizer]
+    four_bits: Callable[[TensorSpec], RowQuantizer]
     packed: Callable[[TensorSpec, Encoding], RowPacker] | None = None
     calibration: str = ""
     importance: Callable[[], Mapping[str, Float32Array]] = dict
@@ -72,13 +72,13 @@ class Quantizer:
 
 
 SEARCH: Final = Quantizer(
-    q4_0=lambda spec: quantize_q4_0,
+    four_bits=lambda spec: quantize_4_bits,
     packed=lambda spec, encoding: partial(pack, encoding=encoding),
 )
 """The scale search, every weight's error counting alike."""
 
 
-ROUNDING: Final = Quantizer(q4_0=lambda spec: round_q4_0, calibration="plain rounding")
+ROUNDING: Final = Quantizer(four_bits=lambda spec: round_4_bits, calibration="plain rounding")
 """ggml's own Q4_0, for comparison."""
 
 
@@ -92,14 +92,14 @@ def weighted(statistics: Statistics, decoder: Decoder) -> Quantizer:
     smoothing = activation_aware(decoder, statistics.importance)
     importance = smoothing.importance(statistics.importance)
 
-    def q4_0(spec: TensorSpec) -> RowQuantizer:
-        return partial(quantize_q4_0, importance=importance[spec.name])
+    def four_bits(spec: TensorSpec) -> RowQuantizer:
+        return partial(quantize_4_bits, importance=importance[spec.name])
 
     def packed(spec: TensorSpec, encoding: Encoding) -> RowPacker:
         return partial(pack, encoding=encoding, importance=importance[spec.name])
 
     return Quantizer(
-        q4_0=q4_0,
+        four_bits=four_bits,
         packed=packed,
         calibration=f"importance {statistics.digest}, channels smoothed: {statistics.dataset}",
         importance=lambda: importance,
@@ -129,17 +129,17 @@ def compensated(
     current: dict[str, Float32Array] = {}
     factors: list[tuple[Float32Array, Float32Array]] = []  # of a gram; q, k and v have one
 
-    def q4_0(spec: TensorSpec) -> RowQuantizer:
+    def four_bits(spec: TensorSpec) -> RowQuantizer:
         while spec.name not in current:
             current.clear()
             current.update(next(blocks))
         gram = current[spec.name]
         if not factors or factors[-1][0] is not gram:
             factors[:] = [(gram, inverse_factor(gram))]
-        return partial(gptq_q4_0, factor=factors[-1][1])
+        return partial(gptq_4_bits, factor=factors[-1][1])
 
     return Quantizer(
-        q4_0=q4_0,
+        four_bits=four_bits,
         calibration=f"GPTQ {_digest(rows)}: {dataset}",
         importance=cache(lambda: collect(checkpoint, rows, dataset, say=say, bars=bars).importance),
         memory=gptq_memory(checkpoint.decoder),

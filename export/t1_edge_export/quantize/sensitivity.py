@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from t1_edge.build import Decoder
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.containers import BLOCK, EIGHT_BITS, FOUR_BITS, BlockSize
+from t1_edge_export.containers import EIGHT_BITS, FOUR_BITS, BlockSize
 from t1_edge_export.decoder import TensorSpec, layer_tensors, linear_layers, projection
-from t1_edge_export.quantize.blocks import dequantize, quantize_q4_0, quantize_q8_0
+from t1_edge_export.quantize.blocks import dequantize, quantize_4_bits, quantize_8_bits
 from t1_edge_export.slabs import in_order, quantize, spans
 
 Float32Array = NDArray[np.float32]
@@ -51,7 +51,7 @@ def by_worth(
     checkpoint: Checkpoint,
     importance: Mapping[str, Float32Array],
     *,
-    block_size: BlockSize = BLOCK,
+    block_size: BlockSize,
     progress: Progress = silent,
 ) -> list[TensorSpec]:
     """Linear layers, those first where a byte more spares the vector most.
@@ -122,15 +122,15 @@ def _measure(
     block_size: BlockSize,
 ) -> _Part:
     weights = checkpoint.rows(spec.name, rows.start, rows.stop)
-    q4_0 = partial(quantize_q4_0, importance=importance)
+    in_4_bits = partial(quantize_4_bits, importance=importance)
     four, eight = (
         _weighted_squares(
             dequantize(quantize(spec, rows.start, weights, encoding, rounded)) - weights,
             importance,
         )
         for encoding, rounded in (
-            (FOUR_BITS[block_size], q4_0),
-            (EIGHT_BITS[block_size], quantize_q8_0),
+            (FOUR_BITS[block_size], in_4_bits),
+            (EIGHT_BITS[block_size], quantize_8_bits),
         )
     )
     square = _weighted_squares(weights, importance)

@@ -23,7 +23,8 @@ def doctor(ctx: click.Context, build: str, budget: int | None, as_json: bool) ->
 
     A tiny build is run by every engine on every device; what "auto" takes for BUILD is measured
     anew, with thoughts within the budget, and every file of the builds in the cache is read. Exit
-    code 1 if nothing runs, one of those is damaged, or a BUILD that was named does not run.
+    code 1 if nothing runs, one of those is damaged, or a BUILD that was named is not there, or has
+    nothing that runs here.
     """
     import msgspec
 

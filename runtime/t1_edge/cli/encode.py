@@ -89,8 +89,8 @@ def encode(
     if not texts and file is None:
         raise click.UsageError("give texts, or --file")
     check_place(output)
-    lines = [*texts, *_lines(file)]
-    if not lines:
+    lines = [*texts, *(_lines(file) if file else ())]
+    if file and not lines:
         raise InputError(f"{_place(file)} has no lines")
     with Encoder.load(
         build,
@@ -141,9 +141,9 @@ class _Row:
         return {"text": self.text, **self.more, "truncated": self.truncated}
 
 
-def _lines(file: IO[bytes] | None) -> list[str]:
+def _lines(file: IO[bytes]) -> list[str]:
     found = []
-    for number, line in enumerate(file or (), 1):
+    for number, line in enumerate(file, 1):
         try:
             found.append(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as e:
@@ -151,7 +151,7 @@ def _lines(file: IO[bytes] | None) -> list[str]:
     return found
 
 
-def _place(file: IO[bytes] | None) -> str:
+def _place(file: IO[bytes]) -> str:
     return "stdin" if file is sys.stdin.buffer else getattr(file, "name", "the file")
 
 
