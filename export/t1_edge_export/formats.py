@@ -54,12 +54,12 @@ def choose_encodings(
     if profile == "native" and "gguf" in formats:
         encodings |= mixture(decoder)
     encodings |= dict.fromkeys(eight_bit, EIGHT_BITS[block_size])
-    widths = {spec.shape[-1]: spec for spec in tensors(decoder) if encodings[spec.name] != "f32"}
-    for width, spec in widths.items():
-        if width % block_size:
+    rounded = [spec for spec in tensors(decoder) if encodings[spec.name] != "f32"]
+    for spec in rounded:
+        if spec.shape[-1] % block_size:
             raise CheckpointError(
-                f"{spec.name} is {width} wide, which blocks of {block_size} do not divide; export "
-                f"it with {_instead(widths)}"
+                f"{spec.name} is {spec.shape[-1]} wide, which blocks of {block_size} do not "
+                f"divide; export it with {_instead({spec.shape[-1] for spec in rounded})}"
             )
     return encodings
 

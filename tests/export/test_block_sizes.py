@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from stages import stage
-from t1_edge.build import CUDA_GRAPH, GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Build
+from t1_edge.build import CUDA_GRAPH, GGUF_MODEL, ONNX_GRAPH, ONNX_WEIGHTS, Build, Format
 from t1_edge.cli import main
 from t1_edge.encoder import Encoder
 from t1_edge.errors import CheckpointError, ExportError
+from t1_edge_bench import latency
 from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.decoder import linear_layers, matrices
@@ -161,6 +162,18 @@ def test_it_encodes(wide: Callable[[Family], Build], own_cache: Path) -> None:
             encoder.encode_query("the north", thought="the lake").vector for encoder in (one, other)
         )
     assert float(found @ expected) > CROSS
+
+
+@FAMILIES
+@pytest.mark.parametrize("format", ["onnx", "gguf"])
+def test_a_step_reads_all_but_an_embedding_that_is_no_head(
+    wide: Callable[[Family], Build], family: Family, format: Format
+) -> None:
+    build = wide(family)
+    decoder = build.manifest.decoder
+    bits = 8.25 if format == "onnx" else 8.5
+    spared = 0 if decoder.tied else decoder.vocabulary * decoder.hidden * bits / 8
+    assert latency._step_bytes(build, format) == build.size(format) - spared
 
 
 @pytest.mark.parametrize(
