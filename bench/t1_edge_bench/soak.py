@@ -5,7 +5,6 @@ Every so often they pause, and what is resident then is what stays, not what a b
 heaps give back what is free in them first, for how full their pages are is chance.
 """
 
-import ctypes
 import multiprocessing
 import os
 import random
@@ -207,7 +206,6 @@ def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
             list(pool.map(_Caller.work, callers, repeat(until)))
             if asked_by is not None and not asked_by.is_alive():
                 raise _AbandonedError
-            _give_back_free_pages()
             samples.append(
                 Sample(
                     seconds=time.monotonic() - began,
@@ -217,12 +215,6 @@ def _rounds(callers: Sequence["_Caller"], seconds: float) -> list[Sample]:
                 )
             )
     return samples
-
-
-def _give_back_free_pages() -> None:
-    """Leave resident what is in use: four threads' heaps have holes, which come and go."""
-    with suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _total(callers: Sequence["_Caller"]) -> Counter[str]:

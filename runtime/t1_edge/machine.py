@@ -1,5 +1,6 @@
 """The machine: its processor, its memory, and how many threads are right for it."""
 
+import ctypes
 import os
 import platform
 import sys
@@ -128,7 +129,13 @@ def total_memory() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process has resident now, in bytes."""
+    """Memory that this process has resident now, in bytes.
+
+    glibc's heaps give back the pages that nothing is on before: how many they hold is chance
+    (docs/LOG.md, "What the soak counts").
+    """
+    with suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
     return int(psutil.Process().memory_info().rss)
 
 

@@ -22,6 +22,7 @@ from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, RowQuantizer
 from t1_edge_export.request import Request, check_request
 from t1_edge_export.staging import staged
+from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
 
 
@@ -153,6 +154,7 @@ def test_another_calibration_does_not_go_on_with_it_nor_lose_it(
 def test_other_options_are_refused_before_anything_is_fitted(
     checkpoint: Checkpoint, request_: Request
 ) -> None:
+    checkpoint = with_tokens(checkpoint, TINY_CONTRACT)
     _leave_half(checkpoint, request_)
     again = dataclasses.replace(request_, resume=True)
     check_request(checkpoint, again)

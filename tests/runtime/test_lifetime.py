@@ -34,9 +34,8 @@ SPAWN: Final = multiprocessing.get_context("spawn")
 
 OPENED: Final = 200
 WARM: Final = 40
-GROWTH: Final = 8 * 2**20
-"""Bytes. What was opened and closed leaves holes in the heap, 1 to 3 MB in all; what llama.cpp has
-for one tiny encoder is 4."""
+GROWTH: Final = 4 * 2**20
+"""Bytes: what llama.cpp has for one tiny encoder."""
 
 
 @pytest.fixture(params=["onnx", "gguf"])
