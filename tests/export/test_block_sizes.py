@@ -114,9 +114,7 @@ def test_a_gguf_repeats_the_scales_and_a_graph_does_not(
         assert found == {("MatMulNBits", 64), ("GatherBlockQuantized", 64)}
 
 
-def test_a_wide_build_is_smaller_in_onnx_alone(
-    wide: Callable[[Family], Build], tiny: Callable[..., Tiny], tmp_path: Path
-) -> None:
+def test_a_wide_build_is_smaller_in_onnx_alone(tiny: Callable[..., Tiny], tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("llama").folder)
     narrow, broad = (
         export(checkpoint, _request(tmp_path / str(size), block_size=size)) for size in (32, 64)

@@ -301,9 +301,7 @@ def test_doctor_says_that_the_cache_cannot_be_written(
     assert "Not a directory" in found.stdout
 
 
-def test_doctor_fails_where_the_build_that_was_named_does_not_run(
-    kept: Path,
-) -> None:
+def test_doctor_fails_where_the_build_that_was_named_does_not_run(kept: Path) -> None:
     command = CliRunner()
     assert command.invoke(main, ["doctor", "kept"]).exit_code == 0
     assert command.invoke(main, ["doctor"]).exit_code == 0  # nano was not pulled, nor asked for
