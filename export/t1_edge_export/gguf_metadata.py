@@ -2,10 +2,11 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 
 from t1_edge.build import Decoder, Source
@@ -60,7 +61,7 @@ def gguf_metadata(
         path = Path(folder, "metadata.gguf")
         writer = gguf.GGUFWriter(path, decoder.family)
         _describe(writer, decoder, encodings, name, source)
-        _describe_tokenizer(writer, tokenizer, decoder.vocabulary)
+        _describe_tokenizer(writer, tokenizer, decoder.padded_vocabulary)
         _announce(writer, decoder, encodings)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -68,6 +69,14 @@ def gguf_metadata(
         writer.close()
         found = path.read_bytes()
     return found.ljust(aligned(len(found), ALIGNMENT), b"\0")
+
+
+def stored_tensors(decoder: Decoder) -> Iterator[TensorSpec]:
+    """Every tensor of a decoder, with the rows that it has in the file, in the order it has there.
+
+    See `Decoder.padded_vocabulary`.
+    """
+    return tensors(msgspec.structs.replace(decoder, vocabulary=decoder.padded_vocabulary))
 
 
 def tensor_bytes(spec: TensorSpec, encoding: Encoding) -> int:
@@ -101,7 +110,7 @@ def _describe(
     writer.add_rope_dimension_count(decoder.head_dim)
     writer.add_rope_freq_base(decoder.rope_theta)
     writer.add_layer_norm_rms_eps(decoder.norm_epsilon)
-    writer.add_vocab_size(decoder.vocabulary)
+    writer.add_vocab_size(decoder.padded_vocabulary)
 
 
 def _describe_tokenizer(writer: "GGUFWriter", definition: str, vocabulary: int) -> None:
@@ -123,7 +132,7 @@ def _announce(writer: "GGUFWriter", decoder: Decoder, encodings: Mapping[str, En
     import gguf
 
     names = gguf_names(decoder)
-    for spec in tensors(decoder):
+    for spec in stored_tensors(decoder):
         encoding = as_stored_in_gguf(encodings[spec.name])
         size = tensor_bytes(spec, encoding)
         dtype: Any = np.float32 if encoding == "f32" else np.uint8

@@ -18,9 +18,9 @@ from t1_edge_export.containers import (
     Slab,
     aligned,
 )
-from t1_edge_export.decoder import TensorSpec, tensors
+from t1_edge_export.decoder import TensorSpec
 from t1_edge_export.gguf_checkpoint import rotated_heads, stored_rows
-from t1_edge_export.gguf_metadata import ALIGNMENT, tensor_bytes
+from t1_edge_export.gguf_metadata import ALIGNMENT, stored_tensors, tensor_bytes
 
 
 def pack(slab: Slab) -> NDArray[np.uint8]:
@@ -71,7 +71,7 @@ def lay_out_gguf(
     """
     places = {}
     at = len(metadata)
-    for spec in tensors(decoder):
+    for spec in stored_tensors(decoder):
         places[spec.name] = at
         at += aligned(tensor_bytes(spec, encodings[spec.name]), ALIGNMENT)
     return GGUFLayout(metadata=metadata, places=places, size=at)

@@ -60,6 +60,8 @@ _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 _Layers = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 
+_GGUF_ROWS: Final = 32
+
 
 class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shape of a decoder.
@@ -96,6 +98,15 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def qk_norm(self) -> bool:
         """Whether each query and key head is RMS-normed before the rotation."""
         return self.family == "qwen3"
+
+    @property
+    def padded_vocabulary(self) -> int:
+        """Rows of the embedding in a GGUF; those behind the vocabulary are zeros.
+
+        llama.cpp packs a matrix for a processor's kernels where they divide its rows: by 8, or for
+        AMX by 32 (ggml's `ggml-cpu/repack.cpp` and `ggml-cpu/amx`).
+        """
+        return -(-self.vocabulary // _GGUF_ROWS) * _GGUF_ROWS
 
     @property
     def context(self) -> int:

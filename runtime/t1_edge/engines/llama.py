@@ -1,12 +1,14 @@
 """llama.cpp, driving a build's model.gguf.
 
-Text is read and thoughts are written without hidden states; of what is peeked at, the last token is
-decoded by itself. The tokens that all rows begin with are computed once and belong to every row.
-Token ids come from the build's own tokenizer; llama.cpp's is never asked.
+Text is read and thoughts are written without hidden states. What a peek still has to read is
+decoded together with the peeked token where that is little, and before it by itself where it is
+much. The tokens that all rows begin with are computed once and belong to every row. Token ids come
+from the build's own tokenizer; llama.cpp's is never asked.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from t1_edge.engines.llama_context import MOST_ROWS, Context, Entry
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.tokenization import common_beginning
+
+_TOGETHER: Final = 16
+"""So many tokens pass the head sooner than a second decode takes; a tile of AMX has 16 rows."""
 
 
 class LlamaEngine:
@@ -57,7 +62,8 @@ class LlamaEngine:
         self.info = EngineInfo(engine="gguf", library=library, device=device, threads=threads)
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
-        """What the rows of a batch begin with is found in the batch."""
+        """Say what many rows begin with; it is computed with the first rows, whichever they are."""
+        self._context.prime(beginnings)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "LlamaSession":
         """Open a session over a batch of token rows; the one before must be closed."""
@@ -67,7 +73,8 @@ class LlamaEngine:
         if self.info.device == "cpu" and ledger.cells > self._context.cells:
             mean = -(-ledger.cells // len(rows))  # rows share the cache
             check_room(shape, len(rows), mean, cache_bytes=4 if self._exact else 2)
-        self._context.make_room(ledger.cells)
+        self._context.make_room(len(rows), ledger.cells)
+        ledger.cached = [self._context.begin(at, row) for at, row in enumerate(ledger.tokens)]
         self._rows = ledger
         return LlamaSession(self._context, shape, ledger)
 
@@ -82,6 +89,7 @@ class LlamaSession:
     def __init__(self, context: Context, decoder: Decoder, rows: Rows) -> None:
         self._context = context
         self._rows = rows
+        self._fresh = True
         self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
         self._hidden = np.zeros((len(rows), decoder.hidden), np.float32)
 
@@ -98,20 +106,32 @@ class LlamaSession:
             if not rows.scored[row] and rows.cached[row] == len(tokens):
                 rows.cached[row] -= 1
                 self._context.forget_from(row, rows.cached[row])
-        self._run_pending(scored=True)
+        self._run_prefix()
+        self._context.decode(self._pending("logits"), self._logits)
+        rows.keep()
         rows.scored = [True] * len(rows)
         return self._logits.copy()
 
     def peek(self, *tokens: int) -> Float32Array:
         """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
-        self._rows.check_peek(tokens)
+        rows = self._rows
+        rows.check_peek(tokens)
+        self._run_prefix()
         *lead, last = tokens
-        self._run_pending(scored=False, lead=lead)
-        rows = self._rows.tokens
-        ends = [Entry(last, len(row) + len(lead), at, True) for at, row in enumerate(rows)]
-        self._context.hidden(ends, self._hidden)
-        for at, row in enumerate(rows):
+        ends = [
+            Entry(last, len(row) + len(lead), at, "hidden") for at, row in enumerate(rows.tokens)
+        ]
+        pending = self._pending("logits", lead)
+        if len(pending) + len(ends) <= _TOGETHER:
+            self._context.decode([*pending, *ends], self._logits, self._hidden)
+            for at, row in enumerate(rows.tokens):
+                rows.scored[at] |= rows.cached[at] < len(row)
+        else:
+            self._context.decode(self._pending(None, lead))
+            self._context.decode(ends, hidden=self._hidden)
+        for at, row in enumerate(rows.tokens):
             self._context.forget_from(at, len(row))
+        rows.keep()
         return self._hidden.copy()
 
     def close(self) -> None:
@@ -124,29 +144,29 @@ class LlamaSession:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run_pending(self, *, scored: bool, lead: Sequence[int] = ()) -> None:
-        """Cache the tokens that are not cached yet; with the last ones' logits if `scored`.
+    def _pending(self, output: Literal["logits"] | None, lead: Sequence[int] = ()) -> list[Entry]:
+        """The tokens that are not cached yet; of each row's last one, what is wanted.
 
-        What leads to a peeked token is cached behind each row, and does not belong to it.
+        What leads to a peeked token stands behind each row, and does not belong to it.
         """
-        if not any(self._rows.cached):
-            self._run_prefix()
-        entries = [
-            Entry(token, at, row, scored and at == len(tokens) - 1)
+        return [
+            Entry(token, at, row, output if at == len(tokens) - 1 else None)
             for row, tokens in enumerate(self._rows.tokens)
             for at, token in enumerate((*tokens, *lead))
             if at >= self._rows.cached[row]
         ]
-        self._context.logits(entries, self._logits)
-        self._rows.keep()
 
     def _run_prefix(self) -> None:
-        """Cache what all rows begin with, once; each row keeps a token of its own."""
-        rows = self._rows.tokens
-        shared = len(common_beginning([row[:-1] for row in rows]))
-        if len(rows) == 1 or shared == 0:
+        """Cache what all rows of a new session begin with, once; each keeps a token of its own."""
+        if not self._fresh:
             return
-        entries = [Entry(rows[0][at], at, 0, False) for at in range(shared)]
-        self._context.logits(entries, self._logits)
-        self._context.share_prefix(len(rows), shared)
+        self._fresh = False
+        rows, held = self._rows.tokens, self._rows.cached[0]
+        shared = len(common_beginning([row[:-1] for row in rows]))
+        alike = all(count == held for count in self._rows.cached)
+        if len(rows) == 1 or shared <= held or not alike:
+            return
+        self._context.decode([Entry(rows[0][at], at, 0) for at in range(held, shared)])
+        for row in range(1, len(rows)):
+            self._context.share(0, row, shared)
         self._rows.cached = [shared] * len(rows)

@@ -1,15 +1,16 @@
 """llama.cpp's model and context, through the low-level API of llama-cpp-python.
 
-Rows share one cache (`kv_unified`). With embeddings on, llama.cpp computes logits for every token
-of a batch; so they are switched on for a decode that wants hidden states, and off again.
+Rows share one cache (`kv_unified`), and with them what they begin with: that has sequences of its
+own, behind the rows', and stays. With embeddings on, llama.cpp computes logits for every token of a
+batch; so they are switched on for a decode that wants hidden states, and off again.
 """
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,13 +28,16 @@ _MICRO_BATCH: Final = 512  # tokens that run through the layers together
 _CELLS: Final = 1024  # a context is made for a multiple of these, so that it is seldom remade
 
 
+_NOTHING: Final = np.empty((0, 0), np.float32)
+
+
 class Entry(NamedTuple):
-    """A token of a decode call; `output` if its logits or hidden state are wanted."""
+    """A token of a decode call, and what of it is wanted, if anything is."""
 
     token: int
     position: int
     row: int
-    output: bool
+    output: Literal["logits", "hidden"] | None = None
 
 
 class Context:
@@ -69,6 +73,8 @@ class Context:
         self._context: Any = None
         self._batch: Any = None
         self._cells = 0
+        self._rows = 0
+        self._beginnings: Mapping[tuple[int, ...], int] = {}
         llama_log.collect(llama_cpp)
         if pack is None:
             pack = device != "cpu" or may_pack(llama_cpp)
@@ -99,7 +105,7 @@ class Context:
 
     @property
     def cells(self) -> int:
-        """Tokens that there is room for, all rows together."""
+        """Tokens that there is room for, all rows together, beside what they begin with."""
         return self._cells
 
     @property
@@ -107,22 +113,37 @@ class Context:
         """Whether the weights are freed."""
         return not self._model
 
-    def make_room(self, cells: int) -> None:
-        """Have an empty cache for so many tokens, all rows together.
+    def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Say what rows begin with; what was said before is forgotten, with the whole cache."""
+        self._free_context()
+        longest_first = sorted(map(tuple, beginnings), key=len, reverse=True)
+        self._beginnings = {tokens: MOST_ROWS + at for at, tokens in enumerate(longest_first)}
+
+    def make_room(self, rows: int, cells: int) -> None:
+        """Have a cache that holds none of the rows before, but what rows begin with.
+
+        All of that, and always first: numbers depend on where in the cache tokens lie.
+
+        Args:
+            rows: How many there will be.
+            cells: Tokens of all rows together.
 
         Raises:
-            EngineError: If there is no memory for it.
+            EngineError: If there is no memory for it, or llama.cpp fails.
         """
         if cells <= self._cells:
-            self._api.llama_memory_clear(self._memory, False)
+            for row in range(self._rows):
+                self.forget_from(row, 0)
+            self._rows = rows
             return
         self._free_context()
         api = self._api
+        self._rows, self._cells = rows, -(-cells // _CELLS) * _CELLS
         parameters = api.llama_context_default_params()
-        parameters.n_ctx = self._cells = -(-cells // _CELLS) * _CELLS
+        parameters.n_ctx = self._cells + sum(map(len, self._beginnings))
         parameters.n_batch, parameters.n_ubatch = _BATCH, _MICRO_BATCH
-        parameters.n_seq_max = MOST_ROWS
-        parameters.n_outputs_max = MOST_ROWS
+        parameters.n_seq_max = MOST_ROWS + len(self._beginnings)
+        parameters.n_outputs_max = parameters.n_seq_max  # no less is taken
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -132,51 +153,70 @@ class Context:
         llama_log.forget()
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            self._cells = 0
+            self._rows = self._cells = 0
             raise EngineError(
                 f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
             )
         self._held_cache.callback(api.llama_free, self._context)
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._held_cache.callback(api.llama_batch_free, self._batch)
+        try:
+            for beginning, sequence in self._beginnings.items():
+                self.decode([Entry(token, at, sequence) for at, token in enumerate(beginning)])
+        except EngineError:
+            self._free_context()
+            raise
 
-    def share_prefix(self, rows: int, tokens: int) -> None:
-        """Let the first tokens in row 0's cache belong to every row: nothing is copied."""
-        for row in range(1, rows):
-            self._api.llama_memory_seq_cp(self._memory, 0, row, 0, tokens)
+    def begin(self, row: int, tokens: Sequence[int]) -> int:
+        """Let a row have what it begins with, if it goes on behind that; how many tokens it is."""
+        for beginning, sequence in self._beginnings.items():
+            if len(beginning) < len(tokens) and tuple(tokens[: len(beginning)]) == beginning:
+                self.share(sequence, row, len(beginning))
+                return len(beginning)
+        return 0
+
+    def share(self, source: int, row: int, tokens: int) -> None:
+        """Let the first tokens of one row's cache belong to another too: nothing is copied."""
+        self._api.llama_memory_seq_cp(self._memory, source, row, 0, tokens)
 
     def forget_from(self, row: int, position: int) -> None:
         """Drop a row's cache from a position on."""
         self._api.llama_memory_seq_rm(self._memory, row, position, -1)
 
-    def logits(self, entries: Sequence[Entry], out: Float32Array) -> None:
-        """Decode tokens, and read logits into the rows of `out` whose entry is an output.
+    def decode(
+        self,
+        entries: Sequence[Entry],
+        logits: Float32Array = _NOTHING,
+        hidden: Float32Array = _NOTHING,
+    ) -> None:
+        """Decode tokens, and read what is wanted of them into their rows.
 
         Args:
-            entries: Tokens in the order of their positions.
-            out: float32 [rows, vocabulary].
-
-        Raises:
-            EngineError: If llama.cpp fails, or the engine was closed.
-        """
-        self._decode(entries, self._api.llama_get_logits_ith, out)
-
-    def hidden(self, entries: Sequence[Entry], out: Float32Array) -> None:
-        """Decode one token a row with embeddings on, and read hidden states.
-
-        Args:
-            entries: One a row.
-            out: float32 [rows, hidden].
+            entries: Tokens, a row's in the order of their positions. Where a hidden state is
+                wanted of one, llama.cpp computes logits for all: at most `MOST_ROWS` then.
+            logits: float32 [rows, vocabulary]; needed if an entry wants them.
+            hidden: float32 [rows, hidden]; needed if an entry wants it.
 
         Raises:
             EngineError: If llama.cpp fails, or the engine was closed.
         """
         context = self._open_context()
-        self._api.llama_set_embeddings(context, True)
-        try:
-            self._decode(entries, self._api.llama_get_embeddings_ith, out)
-        finally:
-            self._api.llama_set_embeddings(context, False)
+        embeds = any(entry.output == "hidden" for entry in entries)
+        llama_log.forget()
+        self._api.llama_set_embeddings(context, embeds)
+        for at in range(0, len(entries), _BATCH):
+            part = entries[at : at + _BATCH]
+            self._fill(part)
+            status = self._api.llama_decode(context, self._batch)
+            if status != 0:
+                raise EngineError(
+                    f"llama.cpp failed on {len(part)} tokens: {llama_log.last_words()}"
+                )
+            for index, entry in enumerate(part):
+                if entry.output == "logits":
+                    _read(self._api.llama_get_logits_ith(context, index), logits[entry.row])
+                elif entry.output == "hidden":
+                    _read(self._api.llama_get_embeddings_ith(context, index), hidden[entry.row])
 
     def close(self) -> None:
         """Free the cache and the weights."""
@@ -194,24 +234,6 @@ class Context:
             raise EngineError("the engine was closed under its session")
         return self._context
 
-    def _decode(
-        self, entries: Sequence[Entry], read: Callable[[Any, int], Any], out: Float32Array
-    ) -> None:
-        context = self._open_context()
-        llama_log.forget()
-        for at in range(0, len(entries), _BATCH):
-            part = entries[at : at + _BATCH]
-            self._fill(part)
-            status = self._api.llama_decode(context, self._batch)
-            if status != 0:
-                raise EngineError(
-                    f"llama.cpp failed on {len(part)} tokens: {llama_log.last_words()}"
-                )
-            for index, entry in enumerate(part):
-                if entry.output:
-                    numbers = read(context, index)
-                    out[entry.row] = np.ctypeslib.as_array(numbers, (out.shape[1],))
-
     def _fill(self, entries: Sequence[Entry]) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
@@ -220,18 +242,24 @@ class Context:
             batch.pos[index] = entry.position
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = entry.row
-            batch.logits[index] = entry.output
+            batch.logits[index] = entry.output is not None
 
     def _free_context(self) -> None:
         self._held_cache.close()
-        self._context, self._batch, self._cells = None, None, 0
+        self._context, self._batch, self._rows, self._cells = None, None, 0, 0
 
     def _check_shape(self, model: Path, decoder: Decoder) -> None:
         vocabulary = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(self._model))
-        found = (vocabulary, self._api.llama_model_n_embd(self._model))
-        expected = (decoder.vocabulary, decoder.hidden)
-        if found != expected:
+        hidden = self._api.llama_model_n_embd(self._model)
+        rows = (decoder.vocabulary, decoder.padded_vocabulary)
+        if vocabulary not in rows or hidden != decoder.hidden:
             self.close()
             raise EngineError(
-                f"{model} has (vocabulary, hidden) {found}, the manifest says {expected}"
+                f"{model} has (vocabulary, hidden) {(vocabulary, hidden)}, the manifest says "
+                f"{(decoder.vocabulary, decoder.hidden)}"
             )
+
+
+def _read(numbers: Any, out: Float32Array) -> None:
+    """Copy the first of llama.cpp's float32 numbers."""
+    out[:] = np.ctypeslib.as_array(numbers, out.shape)
