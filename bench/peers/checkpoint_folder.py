@@ -25,7 +25,7 @@ def write(
     dtype: DType,
     data: Callable[[TensorSpec], Iterator[bytes]],
 ) -> None:
-    """Write config.json, tokenizer.json and shards of safetensors.
+    """Write config.json, tokenizer.json and its configuration, and shards of safetensors.
 
     Args:
         folder: Made if it is missing.
@@ -37,6 +37,9 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(_config(decoder, dtype), indent=2) + "\n")
     (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+    # Without a class, transformers takes the family's, which adds tokens of its own.
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(plain) + "\n")
     width = _BYTES[dtype]
     shards = list(_shards(decoder, width))
     weight_map: dict[str, str] = {}

@@ -22,23 +22,27 @@ _ROWS: Final = 4096
 """Of a tensor, read at once."""
 
 
-def quantize_by_llama_cpp(true: Path, folder: Path, work: Path) -> Path:
-    """Q4_0 as `llama_model_quantize` makes it of a float GGUF.
+def quantize_by_llama_cpp(checkpoint: Checkpoint, folder: Path, work: Path) -> Path:
+    """Q4_0 as llama.cpp's converter and `llama_model_quantize` make it of a float32 checkpoint.
 
     Args:
-        true: The float GGUF.
-        folder: Where the file goes; emptied first.
-        work: Where environments and the log are.
+        checkpoint: The float weights.
+        folder: Where the files go; emptied first.
+        work: Where environments and the log are, and the checkpoint as peers read it.
 
     Returns:
         The GGUF.
 
     Raises:
-        click.ClickException: If quantizing fails; the log stays in `work`.
+        click.ClickException: If converting or quantizing fails; the log stays in `work`.
     """
-    python = install(LLAMA_CPP_ROUTE, work)["python"]
-    found = _empty(folder) / GGUF_MODEL
+    there = install(LLAMA_CPP_ROUTE, work)
+    python, convert = there["python"], there["sources"] + "/convert_hf_to_gguf.py"
+    whole, out = _float32(checkpoint, work), _empty(folder)
+    true, found = out / "float.gguf", out / GGUF_MODEL
+    _command([python, convert, str(whole), "--outtype", "f32", "--outfile", str(true)], work)
     _command([python, "-c", QUANTIZE, str(true), str(found)], work)
+    true.unlink()
     return found
 
 
@@ -48,7 +52,7 @@ def quantize_by_builder(checkpoint: Checkpoint, folder: Path, work: Path) -> Pat
     Args:
         checkpoint: The float weights.
         folder: Where the files go; emptied first.
-        work: Where environments and the log are, and the checkpoint as the builder reads it.
+        work: Where environments and the log are, and the checkpoint as peers read it.
 
     Returns:
         The graph, which gives logits and hidden states of every position.
@@ -57,13 +61,19 @@ def quantize_by_builder(checkpoint: Checkpoint, folder: Path, work: Path) -> Pat
         click.ClickException: If building fails; the log stays in `work`.
     """
     python = install(BUILDER, work)["python"]
-    whole, out = work / "float32", _empty(folder)
-    write(whole, checkpoint.decoder, checkpoint.tokenizer, "float32", partial(_bytes, checkpoint))
+    whole, out = _float32(checkpoint, work), _empty(folder)
     module = ["-m", "onnxruntime_genai.models.builder", "-m", str(whole), "-o", str(out)]
     options = ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
     hidden = ["--extra_options", "include_hidden_states=1"]
     _command([python, *module, *options, *hidden], work)
     return out / BUILDER_GRAPH
+
+
+def _float32(checkpoint: Checkpoint, work: Path) -> Path:
+    """A folder with the checkpoint, as others read it."""
+    whole = work / "float32"
+    write(whole, checkpoint.decoder, checkpoint.tokenizer, "float32", partial(_bytes, checkpoint))
+    return whole
 
 
 def _bytes(checkpoint: Checkpoint, spec: TensorSpec) -> Iterator[bytes]:

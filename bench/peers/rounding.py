@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peers.int4 import quantize_by_builder, quantize_by_llama_cpp
-from t1_edge.build import GGUF_MODEL, GOLDEN, Build, Decoder, Format
+from t1_edge.build import GOLDEN, Build, Decoder, Format
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.opening import open_format
 from t1_edge.golden import Golden, run_rows
@@ -27,7 +27,6 @@ from t1_edge_bench.table import table
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.models import MODELS
 from t1_edge_export.pipeline import export
-from t1_edge_export.quantize.quantizer import SEARCH
 
 _NANO: Final = MODELS["nano"]
 
@@ -67,10 +66,10 @@ def ours(who: str, build: Build) -> Iterator[Row]:
         )
 
 
-def llama_cpp(true: Build, golden: Golden, work: Path) -> Row:
-    """llama.cpp's own Q4_0 of the float GGUF."""
-    model = quantize_by_llama_cpp(true.file(GGUF_MODEL), work / "llama.cpp", work)
-    with closing(open_format(model.parent, "gguf", true.manifest.decoder, exact=False)) as engine:
+def llama_cpp(checkpoint: Checkpoint, golden: Golden, work: Path) -> Row:
+    """llama.cpp's own Q4_0."""
+    model = quantize_by_llama_cpp(checkpoint, work / "llama.cpp", work)
+    with closing(open_format(model.parent, "gguf", checkpoint.decoder, exact=False)) as engine:
         vectors = run_rows(engine, golden.rows)
     near = cosines(vectors, golden.vectors)
     return _row("llama.cpp, Q4_0", "gguf", model.stat().st_size, near)
@@ -121,14 +120,11 @@ def main(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = _NANO.open(click.echo)
     request = _NANO.request(checkpoint, ("onnx", "gguf"))
-    whole = replace(request, formats=("gguf",), profile="float", quantizer=SEARCH, budget=None)
-    whole = replace(whole, documents=False)
-    true = export(checkpoint, replace(whole, destination=work / "float"))
-    golden = Golden.load(true.file(GOLDEN))
     shipped = export(checkpoint, replace(request, destination=work / "nano"))
+    golden = Golden.load(shipped.file(GOLDEN))
     small = export(checkpoint, replace(request, destination=work / "small", budget=None))
     rows = [*ours("t1-edge, as it ships", shipped), *ours("t1-edge, 4.5 bits", small)]
-    rows += [llama_cpp(true, golden, work), builder(checkpoint, golden, work)]
+    rows += [llama_cpp(checkpoint, golden, work), builder(checkpoint, golden, work)]
     for row in rows:
         click.echo(json.dumps(asdict(row)))
     header = ["rounded by", "format", "MB", "mean cosine", "1st pct", "worst"]

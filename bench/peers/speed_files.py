@@ -24,7 +24,6 @@ from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.models import MODELS
 from t1_edge_export.pipeline import export
 from t1_edge_export.presets import PRESETS
-from t1_edge_export.quantize.quantizer import SEARCH
 from t1_edge_export.request import Request
 
 _NANO: Final = MODELS["nano"]
@@ -79,7 +78,7 @@ def make(work: Path, *, four_bit: bool, say: Callable[[str], None]) -> Files:
     return Files(
         checkpoint=checkpoint,
         build=build,
-        gguf=_gguf(checkpoint, small, folder, work),
+        gguf=_gguf(checkpoint, folder, work),
         graph=_graph(checkpoint, folder, work),
     )
 
@@ -96,14 +95,10 @@ def _kept(checkpoint: Checkpoint, request: Request) -> Build:
     return export(checkpoint, request)
 
 
-def _gguf(checkpoint: Checkpoint, request: Request, folder: Path, work: Path) -> Path:
+def _gguf(checkpoint: Checkpoint, folder: Path, work: Path) -> Path:
     out = folder / "llama.cpp"
     if not (out / _WHOLE).exists():
-        whole = replace(
-            request, formats=("gguf",), profile="float", quantizer=SEARCH, documents=False
-        )
-        true = export(checkpoint, replace(whole, destination=folder / "float"))
-        quantize_by_llama_cpp(true.file(GGUF_MODEL), out, work)
+        quantize_by_llama_cpp(checkpoint, out, work)
         (out / _WHOLE).touch()
     return out / GGUF_MODEL
 

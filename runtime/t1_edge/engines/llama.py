@@ -8,19 +8,16 @@ from the build's own tokenizer; llama.cpp's is never asked.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
-from t1_edge.engines.llama_context import MOST_ROWS, Context, Entry
+from t1_edge.engines.llama_context import MOST_ROWS, TOGETHER, Context, Entry
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.tokenization import common_beginning
-
-_TOGETHER: Final = 16
-"""So many tokens pass the head sooner than a second decode takes; a tile of AMX has 16 rows."""
 
 
 class LlamaEngine:
@@ -122,7 +119,7 @@ class LlamaSession:
             Entry(last, len(row) + len(lead), at, "hidden") for at, row in enumerate(rows.tokens)
         ]
         pending = self._pending("logits", lead)
-        if len(pending) + len(ends) <= _TOGETHER:
+        if len(pending) + len(ends) <= TOGETHER:
             self._context.decode([*pending, *ends], self._logits, self._hidden)
             for at, row in enumerate(rows.tokens):
                 rows.scored[at] |= rows.cached[at] < len(row)

@@ -47,7 +47,7 @@ def may_pack(api: Any) -> bool:
     Args:
         api: The module llama_cpp.
     """
-    if b"AMX_INT8 = 1" not in api.llama_print_system_info():
+    if not packs_all(api):
         return True
     key = [__version__, installed_as("gguf"), kernels()]
     found = remembered("amx", key, _Verdict, _try, keep=lambda verdict: verdict.lasting)
@@ -61,6 +61,15 @@ def may_pack(api: Any) -> bool:
             api.__version__,
         )
     return found.runs
+
+
+def packs_all(api: Any) -> bool:
+    """Whether llama.cpp packs weights of 8 bits, too, and so has all that it multiplies by.
+
+    Args:
+        api: The module llama_cpp.
+    """
+    return b"AMX_INT8 = 1" in api.llama_print_system_info()
 
 
 def _try() -> _Verdict:

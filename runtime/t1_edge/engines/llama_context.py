@@ -17,15 +17,19 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
-from t1_edge.engines.llama_amx import may_pack
+from t1_edge.engines.llama_amx import may_pack, packs_all
 from t1_edge.engines.llama_devices import device_array
+from t1_edge.engines.llama_mapping import can_map, map_and_let_go
 from t1_edge.errors import EngineError
 
 MOST_ROWS: Final = 64
 
+TOGETHER: Final = 16
+"""So many tokens pass the head sooner than a second decode takes; a tile of AMX has 16 rows."""
+
 _BATCH: Final = 2048  # tokens of one decode call
 _MICRO_BATCH: Final = 512  # tokens that run through the layers together
-_CELLS: Final = 1024  # a context is made for a multiple of these, so that it is seldom remade
+_CELLS: Final = 512  # a context is made for a multiple of these, so that it is seldom remade
 
 
 _NOTHING: Final = np.empty((0, 0), np.float32)
@@ -72,8 +76,7 @@ class Context:
         self._exact = exact
         self._context: Any = None
         self._batch: Any = None
-        self._cells = 0
-        self._rows = 0
+        self._rows = self._most_rows = self._cells = 0
         self._beginnings: Mapping[tuple[int, ...], int] = {}
         llama_log.collect(llama_cpp)
         if pack is None:
@@ -82,12 +85,16 @@ class Context:
         parameters = self._api.llama_model_default_params()
         parameters.use_extra_bufts = pack
         parameters.n_gpu_layers = 0 if device == "cpu" else -1
+        kept: Any = None
         if device == "cpu":
             # Mapped pages would stay beside the weights that are packed anew for the kernels.
             parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
+            if pack and packs_all(llama_cpp) and can_map():
+                kept = map_and_let_go(llama_cpp, model, parameters)
         devices = device_array(device)  # read while the model loads
         parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
+        del kept
         if not self._model:
             raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
         self._held = ExitStack()
@@ -117,7 +124,7 @@ class Context:
         """Say what rows begin with; what was said before is forgotten, with the whole cache."""
         self._free_context()
         longest_first = sorted(map(tuple, beginnings), key=len, reverse=True)
-        self._beginnings = {tokens: MOST_ROWS + at for at, tokens in enumerate(longest_first)}
+        self._beginnings = dict.fromkeys(longest_first, 0)
 
     def make_room(self, rows: int, cells: int) -> None:
         """Have a cache that holds none of the rows before, but what rows begin with.
@@ -131,19 +138,21 @@ class Context:
         Raises:
             EngineError: If there is no memory for it, or llama.cpp fails.
         """
-        if cells <= self._cells:
+        if rows <= self._most_rows and cells <= self._cells:
             for row in range(self._rows):
                 self.forget_from(row, 0)
             self._rows = rows
             return
+        most_rows = max(self._most_rows, 1 << (rows - 1).bit_length())
+        cells = max(self._cells, -(-cells // _CELLS) * _CELLS)
         self._free_context()
         api = self._api
-        self._rows, self._cells = rows, -(-cells // _CELLS) * _CELLS
+        self._beginnings = {tokens: most_rows + at for at, tokens in enumerate(self._beginnings)}
         parameters = api.llama_context_default_params()
-        parameters.n_ctx = self._cells + sum(map(len, self._beginnings))
+        parameters.n_ctx = cells + sum(map(len, self._beginnings))
         parameters.n_batch, parameters.n_ubatch = _BATCH, _MICRO_BATCH
-        parameters.n_seq_max = MOST_ROWS + len(self._beginnings)
-        parameters.n_outputs_max = parameters.n_seq_max  # no less is taken
+        parameters.n_seq_max = most_rows + len(self._beginnings)
+        parameters.n_outputs_max = max(TOGETHER, parameters.n_seq_max)  # no less is taken
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -153,11 +162,11 @@ class Context:
         llama_log.forget()
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            self._rows = self._cells = 0
             raise EngineError(
                 f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
             )
         self._held_cache.callback(api.llama_free, self._context)
+        self._rows, self._most_rows, self._cells = rows, most_rows, cells
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._held_cache.callback(api.llama_batch_free, self._batch)
         try:
@@ -193,7 +202,8 @@ class Context:
 
         Args:
             entries: Tokens, a row's in the order of their positions. Where a hidden state is
-                wanted of one, llama.cpp computes logits for all: at most `MOST_ROWS` then.
+                wanted of one, llama.cpp computes logits for all: at most `TOGETHER` then, or one a
+                row.
             logits: float32 [rows, vocabulary]; needed if an entry wants them.
             hidden: float32 [rows, hidden]; needed if an entry wants it.
 
@@ -246,7 +256,8 @@ class Context:
 
     def _free_context(self) -> None:
         self._held_cache.close()
-        self._context, self._batch, self._rows, self._cells = None, None, 0, 0
+        self._context, self._batch = None, None
+        self._rows = self._most_rows = self._cells = 0
 
     def _check_shape(self, model: Path, decoder: Decoder) -> None:
         vocabulary = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(self._model))
