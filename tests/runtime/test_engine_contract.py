@@ -215,11 +215,17 @@ def test_peeking_at_nothing_is_refused(case: Case) -> None:
         session.peek()
 
 
-def test_logits_after_a_peek_are_those_of_the_last_kept_token(case: Case) -> None:
-    with closing(case.engine.start(RAGGED, room=4)) as session:
+@pytest.mark.parametrize("rows", [RAGGED, RAGGED[:1], ([1, 2], [3])])
+def test_logits_after_a_peek_are_those_of_the_last_kept_token(
+    case: Case, rows: Sequence[Sequence[int]]
+) -> None:
+    with closing(case.engine.start(rows, room=4)) as session:
         session.peek(PEEKED)
+        session.append({0: 5})
+        session.peek(6, PEEKED)
         late = session.logits()
-    with closing(case.engine.start(RAGGED, room=4)) as session:
+    with closing(case.engine.start(rows, room=4)) as session:
+        session.append({0: 5})
         early = session.logits()
     scale = np.abs(early).max()
     np.testing.assert_allclose(late / scale, early / scale, atol=10 * case.split, rtol=0)

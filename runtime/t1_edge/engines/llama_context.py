@@ -30,8 +30,8 @@ TOGETHER: Final = 16
 _BATCH: Final = 2048  # tokens of one decode call
 _MICRO_BATCH: Final = 512  # tokens that run through the layers together
 _CELLS: Final = 512  # a context is made for a multiple of these, so that it is seldom remade
-
-
+_MOST_BEGINNINGS: Final = 16
+_SEQUENCES: Final = MOST_ROWS + _MOST_BEGINNINGS  # with 66 documents took 1.2 times as long
 _NOTHING: Final = np.empty((0, 0), np.float32)
 
 
@@ -76,7 +76,7 @@ class Context:
         self._exact = exact
         self._context: Any = None
         self._batch: Any = None
-        self._rows = self._most_rows = self._cells = 0
+        self._rows = self._cells = 0
         self._beginnings: Mapping[tuple[int, ...], int] = {}
         llama_log.collect(llama_cpp)
         if pack is None:
@@ -121,10 +121,14 @@ class Context:
         return not self._model
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
-        """Say what rows begin with; what was said before is forgotten, with the whole cache."""
+        """Say what rows begin with; what was said before is forgotten, with the whole cache.
+
+        So many as there are sequences for; of more, the longest.
+        """
         self._free_context()
         longest_first = sorted(map(tuple, beginnings), key=len, reverse=True)
-        self._beginnings = dict.fromkeys(longest_first, 0)
+        kept = longest_first[:_MOST_BEGINNINGS]
+        self._beginnings = {tokens: MOST_ROWS + at for at, tokens in enumerate(kept)}
 
     def make_room(self, rows: int, cells: int) -> None:
         """Have a cache that holds none of the rows before, but what rows begin with.
@@ -138,21 +142,18 @@ class Context:
         Raises:
             EngineError: If there is no memory for it, or llama.cpp fails.
         """
-        if rows <= self._most_rows and cells <= self._cells:
+        if cells <= self._cells:
             for row in range(self._rows):
                 self.forget_from(row, 0)
             self._rows = rows
             return
-        most_rows = max(self._most_rows, 1 << (rows - 1).bit_length())
-        cells = max(self._cells, -(-cells // _CELLS) * _CELLS)
         self._free_context()
+        cells = -(-cells // _CELLS) * _CELLS
         api = self._api
-        self._beginnings = {tokens: most_rows + at for at, tokens in enumerate(self._beginnings)}
         parameters = api.llama_context_default_params()
         parameters.n_ctx = cells + sum(map(len, self._beginnings))
         parameters.n_batch, parameters.n_ubatch = _BATCH, _MICRO_BATCH
-        parameters.n_seq_max = most_rows + len(self._beginnings)
-        parameters.n_outputs_max = max(TOGETHER, parameters.n_seq_max)  # no less is taken
+        parameters.n_seq_max = parameters.n_outputs_max = _SEQUENCES
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -166,7 +167,7 @@ class Context:
                 f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
             )
         self._held_cache.callback(api.llama_free, self._context)
-        self._rows, self._most_rows, self._cells = rows, most_rows, cells
+        self._rows, self._cells = rows, cells
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._held_cache.callback(api.llama_batch_free, self._batch)
         try:
@@ -256,8 +257,7 @@ class Context:
 
     def _free_context(self) -> None:
         self._held_cache.close()
-        self._context, self._batch = None, None
-        self._rows = self._most_rows = self._cells = 0
+        self._context, self._batch, self._rows, self._cells = None, None, 0, 0
 
     def _check_shape(self, model: Path, decoder: Decoder) -> None:
         vocabulary = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(self._model))

@@ -1,0 +1,176 @@
+"""How llama.cpp is driven: what is decoded, what stays in its cache, and what is mapped."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import msgspec
+import numpy as np
+import psutil
+import pytest
+from gguf import GGUFReader
+
+from t1_edge.build import GGUF_MODEL, Build, Decoder, Source
+from t1_edge.engines.base import Float32Array
+from t1_edge.engines.llama import LlamaEngine
+from t1_edge.engines.llama_mapping import can_map, map_and_let_go
+from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.pipeline import export
+from t1_edge_export.request import Request
+from tiny import TINY_CONTRACT, Tiny
+
+ROW = [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def model(tiny_build: Callable[..., Build]) -> Build:
+    return tiny_build("llama", "portable")
+
+
+@pytest.fixture
+def engine(model: Build) -> Iterator[LlamaEngine]:
+    with closing(LlamaEngine(model.file(GGUF_MODEL), model.manifest.decoder, threads=1)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each decode call, as they come."""
+    counts: list[int] = []
+    decode = llama_cpp.llama_decode
+
+    def count(context: Any, batch: Any) -> Any:
+        counts.append(batch.n_tokens)
+        return decode(context, batch)
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", count)
+    return counts
+
+
+def test_a_peek_at_little_is_one_decode_and_gives_logits_too(
+    engine: LlamaEngine, decoded: list[int]
+) -> None:
+    with engine.start([ROW], room=4) as session:
+        session.logits()
+        session.append({0: 7})
+        session.peek(8, 9)
+        session.logits()
+    assert decoded == [len(ROW), 3]
+
+
+def test_what_is_long_passes_the_head_once(engine: LlamaEngine, decoded: list[int]) -> None:
+    with engine.start([ROW * 5], room=2) as session:
+        session.peek(8, 9)
+    assert decoded == [5 * len(ROW) + 1, 1]
+
+
+def test_what_rows_begin_with_stays_in_the_cache(engine: LlamaEngine, decoded: list[int]) -> None:
+    engine.prime([ROW[:2], ROW[:4]])
+    rows = [ROW, [*ROW[:2], 9], [9, 9]]
+    for _ in range(2):
+        for row in rows:
+            with engine.start([row], room=2) as session:
+                session.logits()
+    assert decoded == [4, 2, 2, 1, 2, 2, 1, 2]
+
+
+def test_rows_share_more_than_what_is_kept(engine: LlamaEngine, decoded: list[int]) -> None:
+    engine.prime([ROW[:2]])
+    with engine.start([[*ROW, 7], [*ROW, 8, 9]], room=1) as session:
+        together = session.logits()
+    assert decoded == [2, 4, 3]
+    engine.prime([])
+    with engine.start([[*ROW, 8, 9]], room=1) as session:
+        np.testing.assert_allclose(session.logits()[0], together[1], atol=1e-3)
+
+
+def test_a_cache_that_grows_changes_nothing(engine: LlamaEngine) -> None:
+    engine.prime([ROW[:2]])
+    before = _logits(engine, ROW)
+    with engine.start([ROW * 9] * 20, room=9) as session:
+        session.logits()
+    np.testing.assert_array_equal(_logits(engine, ROW), before)
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """A checkpoint without the last rows of its embedding."""
+
+    base: Checkpoint
+    vocabulary: int
+
+    @property
+    def decoder(self) -> Decoder:
+        return msgspec.structs.replace(self.base.decoder, vocabulary=self.vocabulary)
+
+    @property
+    def tokenizer(self) -> str:
+        return self.base.tokenizer
+
+    @property
+    def source(self) -> Source:
+        return self.base.source
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.base.stored_bytes
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        return self.base.rows(name, start, stop)
+
+
+def _with_odd_vocabulary(tiny: Callable[..., Tiny], destination: Path) -> Build:
+    request = Request(
+        name="odd",
+        destination=destination,
+        contract=TINY_CONTRACT,
+        profile="float",
+        formats=("gguf",),
+    )
+    return export(_Shortened(open_checkpoint(tiny("llama").folder), 379), request)
+
+
+def test_rows_that_kernels_do_not_divide_are_padded(
+    tiny: Callable[..., Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padded = _with_odd_vocabulary(tiny, tmp_path / "padded")
+    decoder = padded.manifest.decoder
+    assert decoder.vocabulary == 379
+    tensors = {found.name: found for found in GGUFReader(padded.file(GGUF_MODEL)).tensors}
+    table = tensors["token_embd.weight"].data
+    assert len(table) == decoder.padded_vocabulary == 384
+    assert not table[decoder.vocabulary :].any()
+    # As builds were before.
+    monkeypatch.setattr(Decoder, "padded_vocabulary", property(lambda self: self.vocabulary))
+    plain = _with_odd_vocabulary(tiny, tmp_path / "plain")
+    monkeypatch.undo()
+    found = []
+    for build in (padded, plain):
+        with closing(LlamaEngine(build.file(GGUF_MODEL), decoder, threads=1)) as engine:
+            found.append(_logits(engine, ROW))
+    assert found[0].shape == (1, decoder.vocabulary)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+@pytest.mark.skipif(not can_map(), reason="the system does not tell where a file is mapped")
+def test_a_mapped_file_is_let_go_of_once_it_is_loaded(
+    model: Build,
+) -> None:
+    file = model.file(GGUF_MODEL)
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.use_extra_bufts = False
+    kept = map_and_let_go(llama_cpp, file, parameters)
+    loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
+    del kept
+    [mapping] = (one for one in psutil.Process().memory_maps() if one.path == str(file))
+    assert mapping.size > 0
+    assert mapping.rss == 0
+    llama_cpp.llama_model_free(loaded)
+
+
+def _logits(engine: LlamaEngine, row: list[int]) -> Float32Array:
+    with engine.start([row], room=1) as session:
+        return session.logits()
