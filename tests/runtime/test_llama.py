@@ -61,10 +61,13 @@ def test_a_peek_at_little_is_one_decode_and_gives_logits_too(
     assert decoded == [len(ROW), 3]
 
 
-def test_what_is_long_passes_the_head_once(engine: LlamaEngine, decoded: list[int]) -> None:
-    with engine.start([ROW * 5], room=2) as session:
+@pytest.mark.parametrize(("length", "decodes"), [(14, [16]), (15, [16, 1])])
+def test_what_is_long_passes_the_head_once(
+    engine: LlamaEngine, decoded: list[int], length: int, decodes: list[int]
+) -> None:
+    with engine.start([[5] * length], room=2) as session:
         session.peek(8, 9)
-    assert decoded == [5 * len(ROW) + 1, 1]
+    assert decoded == decodes
 
 
 def test_what_rows_begin_with_stays_in_the_cache(engine: LlamaEngine, decoded: list[int]) -> None:
@@ -75,6 +78,24 @@ def test_what_rows_begin_with_stays_in_the_cache(engine: LlamaEngine, decoded: l
             with engine.start([row], room=2) as session:
                 session.logits()
     assert decoded == [4, 2, 2, 1, 2, 2, 1, 2]
+
+
+def test_an_interruption_leaves_no_cache_without_beginnings(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.prime([ROW[:4], [9, 8]])
+    expected = _logits(engine, [9, 8, 7])
+    engine.prime([ROW[:4], [9, 8]])
+    decode = llama_cpp.llama_decode
+
+    def interrupted(context: Any, batch: Any) -> Any:
+        monkeypatch.setattr(llama_cpp, "llama_decode", decode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.start([ROW], room=1)
+    np.testing.assert_array_equal(_logits(engine, [9, 8, 7]), expected)
 
 
 def test_rows_share_more_than_what_is_kept(engine: LlamaEngine, decoded: list[int]) -> None:
@@ -162,9 +183,8 @@ def test_a_mapped_file_is_let_go_of_once_it_is_loaded(
     file = model.file(GGUF_MODEL)
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False
-    kept = map_and_let_go(llama_cpp, file, parameters)
+    map_and_let_go(llama_cpp, file, parameters)
     loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
-    del kept
     [mapping] = (one for one in psutil.Process().memory_maps() if one.path == str(file))
     assert mapping.size > 0
     assert mapping.rss == 0

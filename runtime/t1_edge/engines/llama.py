@@ -2,8 +2,9 @@
 
 Text is read and thoughts are written without hidden states. What a peek still has to read is
 decoded together with the peeked token where that is little, and before it by itself where it is
-much. The tokens that all rows begin with are computed once and belong to every row. Token ids come
-from the build's own tokenizer; llama.cpp's is never asked.
+much. The tokens that all rows of a batch begin with are computed once and belong to every row,
+where all hold equally much of what is kept. Token ids come from the build's own tokenizer;
+llama.cpp's is never asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -165,5 +166,5 @@ class LlamaSession:
             return
         self._context.decode([Entry(rows[0][at], at, 0) for at in range(held, shared)])
         for row in range(1, len(rows)):
-            self._context.share(0, row, shared)
+            self._context.share(0, row, held, shared)
         self._rows.cached = [shared] * len(rows)

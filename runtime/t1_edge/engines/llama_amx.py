@@ -47,7 +47,7 @@ def may_pack(api: Any) -> bool:
     Args:
         api: The module llama_cpp.
     """
-    if not packs_all(api):
+    if not has_amx(api):
         return True
     key = [__version__, installed_as("gguf"), kernels()]
     found = remembered("amx", key, _Verdict, _try, keep=lambda verdict: verdict.lasting)
@@ -63,8 +63,8 @@ def may_pack(api: Any) -> bool:
     return found.runs
 
 
-def packs_all(api: Any) -> bool:
-    """Whether llama.cpp packs weights of 8 bits, too, and so has all that it multiplies by.
+def has_amx(api: Any) -> bool:
+    """Whether llama.cpp has kernels for AMX, which take packed weights of 4 and of 8 bits.
 
     Args:
         api: The module llama_cpp.

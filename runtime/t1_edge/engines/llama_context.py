@@ -17,7 +17,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
-from t1_edge.engines.llama_amx import may_pack, packs_all
+from t1_edge.engines.llama_amx import has_amx, may_pack
 from t1_edge.engines.llama_devices import device_array
 from t1_edge.engines.llama_mapping import can_map, map_and_let_go
 from t1_edge.errors import EngineError
@@ -31,7 +31,9 @@ _BATCH: Final = 2048  # tokens of one decode call
 _MICRO_BATCH: Final = 512  # tokens that run through the layers together
 _CELLS: Final = 512  # a context is made for a multiple of these, so that it is seldom remade
 _MOST_BEGINNINGS: Final = 16
-_SEQUENCES: Final = MOST_ROWS + _MOST_BEGINNINGS  # with 66 documents took 1.2 times as long
+_SEQUENCES: Final = MOST_ROWS + _MOST_BEGINNINGS
+"""Outputs are reserved for as many; documents took 1.2 times as long where 16 does not divide it."""
+
 _NOTHING: Final = np.empty((0, 0), np.float32)
 
 
@@ -85,16 +87,14 @@ class Context:
         parameters = self._api.llama_model_default_params()
         parameters.use_extra_bufts = pack
         parameters.n_gpu_layers = 0 if device == "cpu" else -1
-        kept: Any = None
         if device == "cpu":
             # Mapped pages would stay beside the weights that are packed anew for the kernels.
             parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
-            if pack and packs_all(llama_cpp) and can_map():
-                kept = map_and_let_go(llama_cpp, model, parameters)
+            if pack and not exact and has_amx(llama_cpp) and can_map():
+                map_and_let_go(llama_cpp, model, parameters)
         devices = device_array(device)  # read while the model loads
         parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
-        del kept
         if not self._model:
             raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
         self._held = ExitStack()
@@ -167,27 +167,24 @@ class Context:
                 f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
             )
         self._held_cache.callback(api.llama_free, self._context)
-        self._rows, self._cells = rows, cells
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._held_cache.callback(api.llama_batch_free, self._batch)
-        try:
-            for beginning, sequence in self._beginnings.items():
-                self.decode([Entry(token, at, sequence) for at, token in enumerate(beginning)])
-        except EngineError:
-            self._free_context()
-            raise
+        for beginning, sequence in self._beginnings.items():
+            self.decode([Entry(token, at, sequence) for at, token in enumerate(beginning)])
+        # Not before: one that an interruption left without beginnings has no cells, and is remade.
+        self._rows, self._cells = rows, cells
 
     def begin(self, row: int, tokens: Sequence[int]) -> int:
         """Let a row have what it begins with, if it goes on behind that; how many tokens it is."""
         for beginning, sequence in self._beginnings.items():
             if len(beginning) < len(tokens) and tuple(tokens[: len(beginning)]) == beginning:
-                self.share(sequence, row, len(beginning))
+                self.share(sequence, row, 0, len(beginning))
                 return len(beginning)
         return 0
 
-    def share(self, source: int, row: int, tokens: int) -> None:
-        """Let the first tokens of one row's cache belong to another too: nothing is copied."""
-        self._api.llama_memory_seq_cp(self._memory, source, row, 0, tokens)
+    def share(self, source: int, row: int, start: int, stop: int) -> None:
+        """Let tokens [start, stop) of one row's cache belong to another too: nothing is copied."""
+        self._api.llama_memory_seq_cp(self._memory, source, row, start, stop)
 
     def forget_from(self, row: int, position: int) -> None:
         """Drop a row's cache from a position on."""

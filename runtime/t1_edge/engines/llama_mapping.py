@@ -7,6 +7,7 @@ so is the whole file, once it was read for packing. Hence its pages are let go o
 
 import ctypes
 import mmap
+import os
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -15,19 +16,16 @@ _PARTS: Final = 16
 """Of the file: as often its pages are let go of."""
 
 
-def map_and_let_go(api: Any, model: Path, parameters: Any) -> Any:
+def map_and_let_go(api: Any, model: Path, parameters: Any) -> None:
     """Let `llama_model_load_from_file` map a model, and nothing stay resident but what is used.
 
     Args:
         api: The module llama_cpp.
-        model: The GGUF.
-        parameters: llama_model_params, which is changed; Linux alone.
-
-    Returns:
-        What must not be forgotten while the model loads.
+        model: The GGUF; whoever changes it in place changes the weights.
+        parameters: llama_model_params, which is changed, and holds what it calls. Linux alone.
     """
     parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
-    release = ctypes.CDLL(None, use_errno=True).madvise
+    release = ctypes.CDLL(None).madvise
     release.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     done = -1
 
@@ -41,7 +39,6 @@ def map_and_let_go(api: Any, model: Path, parameters: Any) -> Any:
         return True
 
     parameters.progress_callback = api.llama_progress_callback(loaded)
-    return parameters.progress_callback
 
 
 def can_map() -> bool:
@@ -51,11 +48,11 @@ def can_map() -> bool:
 
 def _mapped(file: Path) -> list[tuple[int, int]]:
     """Addresses where a file is mapped: the first of a part, and the one behind it."""
-    name = str(file.resolve())
+    name = os.fsencode(file.resolve())
     found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, *_, path = line.split(maxsplit=5)
-        if path == name:
-            start, stop = addresses.split("-")
+    for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+        addresses, _, _, _, _, *path = line.split(maxsplit=5) or [b""] * 5
+        if path == [name]:
+            start, stop = addresses.split(b"-")
             found.append((int(start, 16), int(stop, 16)))
     return found
