@@ -32,7 +32,7 @@ _MICRO_BATCH: Final = 512  # tokens that run through the layers together
 _CELLS: Final = 512  # a context is made for a multiple of these, so that it is seldom remade
 _MOST_BEGINNINGS: Final = 16
 _SEQUENCES: Final = MOST_ROWS + _MOST_BEGINNINGS
-"""Outputs are reserved for as many; documents took 1.2 times as long where 16 does not divide it."""
+"""As many outputs are reserved; where 16 does not divide them, documents take 1.2 times as long."""
 
 _NOTHING: Final = np.empty((0, 0), np.float32)
 
