@@ -12,7 +12,7 @@ import numpy as np
 from t1_edge.build import Decoder, Source
 from t1_edge_export.containers import Encoding, aligned, as_stored_in_gguf, bits
 from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
-from t1_edge_export.gguf_checkpoint import gguf_names
+from t1_edge_export.gguf_checkpoint import VOCABULARY, gguf_names
 from t1_edge_export.gguf_tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def _describe(
     writer.add_rope_freq_base(decoder.rope_theta)
     writer.add_layer_norm_rms_eps(decoder.norm_epsilon)
     writer.add_vocab_size(decoder.padded_vocabulary)
+    writer.add_uint32(VOCABULARY, decoder.vocabulary)
 
 
 def _describe_tokenizer(writer: "GGUFWriter", definition: str, vocabulary: int) -> None:

@@ -164,6 +164,7 @@ def test_rows_that_kernels_do_not_divide_are_padded(
     table = tensors["token_embd.weight"].data
     assert len(table) == decoder.padded_vocabulary == 384
     assert not table[decoder.vocabulary :].any()
+    assert open_checkpoint(padded.file(GGUF_MODEL)).decoder.vocabulary == 379
     # As builds were before.
     monkeypatch.setattr(Decoder, "padded_vocabulary", property(lambda self: self.vocabulary))
     plain = _with_odd_vocabulary(tiny, tmp_path / "plain")
