@@ -178,9 +178,7 @@ def test_rows_that_kernels_do_not_divide_are_padded(
 
 
 @pytest.mark.skipif(not can_map(), reason="the system does not tell where a file is mapped")
-def test_a_mapped_file_is_let_go_of_once_it_is_loaded(
-    model: Build,
-) -> None:
+def test_a_mapped_file_is_let_go_of_once_it_is_loaded(model: Build) -> None:
     file = model.file(GGUF_MODEL)
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False
