@@ -3,10 +3,10 @@
     python -m peers.quantizers --work DIR [--bench ENTAILMENT_BANK]
 
 Every way is an export by the command, in a process of its own, one after another before anything
-else is measured. Cosines and divergences are the gate's; with a data set, nDCG@10 of the direct
-vectors, from ONNX where there is one, and its paired difference to the float build's (bootstrap
-over queries). JSON lines, and a table. DIR keeps all of it, by what is exported and by what exports
-it, and a second run goes on there.
+else is measured. Cosines and divergences are the gate's; with a data set, nDCG@10 of each format's
+direct vectors, and its paired difference to the float build's in ONNX (bootstrap over queries).
+JSON lines, and a table. DIR keeps all of it, by what is exported and by what exports it, and a
+second run goes on there.
 """
 
 import hashlib
@@ -44,7 +44,8 @@ WAYS: Final[Mapping[str, Sequence[str]]] = {
     "search, weighted": _OWN,
     "GPTQ": ("--quantizer", "gptq"),
     "search, weighted, 5 bits": (*_OWN, "--bits", "5"),
-    "search, weighted, 5.5 bits (ships)": (*_OWN, "--bits", "5.5"),
+    "search, weighted, 5.5 bits": (*_OWN, "--bits", "5.5"),
+    "that, and a graph for documents (ships)": (*_OWN, "--bits", "5.5", "--documents"),
     "GPTQ, 5 bits (native in ONNX)": ("--quantizer", "gptq", "--bits", "5"),
     "Q4_K_M (native in GGUF)": (*_OWN, "--profile", "native", "--format", "gguf"),
 }
@@ -58,7 +59,7 @@ class Row:
         way: One of `WAYS`.
         format: "onnx" or "gguf".
         bits: Of a weight, over all of the file.
-        size: Bytes that the engine reads.
+        size: Bytes that the engine reads, its graph for documents included.
         cosine_mean: At `<emb_token>`, teacher-forced; likewise the next two.
         cosine_p1: 1st percentile.
         cosine_min: The worst.
@@ -136,15 +137,14 @@ def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row
     return found
 
 
-def ndcg(way: str, work: Path, task: Task) -> Measured:
-    """nDCG@10 of the direct vectors of its first format, query by query, which `work` keeps."""
-    kept = work / f"{way}.{task.dataset.name}.json"
+def ndcg(way: str, format: Format, work: Path, task: Task) -> Measured:
+    """nDCG@10 of the direct vectors of one format, query by query, which `work` keeps."""
+    kept = work / f"{way}.{format}.{task.dataset.name}.json"
     if kept.exists():
         return msgspec.json.decode(kept.read_bytes(), type=Measured)
-    build = Build(work / way)
-    with Encoder.load(build.path, engine=build.manifest.formats[0], cache=False) as encoder:
+    with Encoder.load(work / way, engine=format, cache=False) as encoder:
         searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
-        system = system_name(way, 0)
+        system = system_name(f"{way} in {format}", 0)
         found = task.measure(system, searcher.direct, build=encoder.fingerprint)
     _keep(kept, found)
     return found
@@ -187,14 +187,12 @@ def main(work: Path, bench: Path | None, ways: tuple[str, ...]) -> None:
     work = work / key()
     work.mkdir(parents=True, exist_ok=True)
     chosen = [way for way in WAYS if way == _FLOAT or way in ways or not ways]
-    exported = {way: export(way, work) for way in chosen}
+    found = [row for way in chosen for row in export(way, work)]
     if bench:
         dataset = load(bench, split="test")
         task = Task(dataset=dataset, qrels=dataset.qrels)
-        true = ndcg(_FLOAT, work, task)
-        for way, fresh in exported.items():
-            fresh[0] = _with_ndcg(fresh[0], ndcg(way, work, task), true)
-    found = [row for fresh in exported.values() for row in fresh]
+        true = ndcg(_FLOAT, "onnx", work, task)
+        found = [_with_ndcg(row, ndcg(row.way, row.format, work, task), true) for row in found]
     for row in found:
         click.echo(json.dumps(msgspec.to_builtins(row)))
     header = ["rounded by", "format", "bits", "MB", "mean cosine", "1st pct", "worst", "nats"]

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from t1_edge.batching import batches
 from t1_edge.build import GOLDEN, Build
 from t1_edge.cache import remembered
 from t1_edge.engines.base import Engine, Float32Array
@@ -96,12 +97,11 @@ def run_rows(engine: Engine, rows: Sequence[Sequence[int]]) -> Float32Array:
         InputError: If a token is not one of the engine's.
         EngineError: If the engine fails, or a vector is not one.
     """
-    hidden = []
-    for at in range(0, len(rows), engine.batch_rows):
-        batch = rows[at : at + engine.batch_rows]
-        with engine.start([row[:-1] for row in batch], room=1) as session:
-            hidden.append(session.peek(batch[0][-1]))
-    return normalised(np.concatenate(hidden), engine.info)
+    hidden: dict[int, Float32Array] = {}
+    for batch in batches([len(row) for row in rows], engine):
+        with engine.start([rows[at][:-1] for at in batch], room=1) as session:
+            hidden |= zip(batch, session.peek(rows[0][-1]), strict=True)
+    return normalised(np.stack([hidden[at] for at in range(len(rows))]), engine.info)
 
 
 def check(build: Build, engine: Engine, *, rows: int | None = None) -> float:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from t1_edge.batching import batches
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
@@ -172,7 +173,7 @@ class Passes:
         """
         with self._turn(), self._cores():
             reader = self._documents_engine()
-        for batch in _batches(rows, reader, most):
+        for batch in batches([len(row.tokens) + 1 for row in rows], reader, most):
             with self._turn(), self._cores():
                 out[batch] = self._embed([rows[at].tokens for at in batch], reader)
             progress(len(batch))
@@ -313,21 +314,6 @@ def refuse_cut(rows: Sequence[Row], limit: int) -> None:
             f"{len(cut)} of {len(rows)} documents have more than {limit} tokens, the first is "
             f"texts[{cut[0]}]: split them, or call embed_documents(..., truncate=True)"
         )
-
-
-def _batches(rows: Sequence[Row], engine: Engine, most: int | None = None) -> Iterator[list[int]]:
-    """Indices of rows that run together: of like length, so that little is padded."""
-    most = engine.batch_rows if most is None else min(most, engine.batch_rows)
-    batch: list[int] = []
-    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].tokens)):
-        longest = len(rows[at].tokens) + 1
-        crowded = (len(batch) + 1) * longest > engine.batch_tokens
-        if batch and (crowded or len(batch) == most):
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch
 
 
 def _timings(clock: Sequence[float]) -> Timings:

@@ -14,9 +14,10 @@ import pytest
 from gguf import GGUFReader
 
 from t1_edge.build import GGUF_MODEL, Build, Decoder, Source
+from t1_edge.engines import llama_context
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.llama import LlamaEngine
-from t1_edge.engines.llama_mapping import can_map, map_and_let_go
+from t1_edge.engines.llama_mapping import LlamaMapping, can_map
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.pipeline import export
 from t1_edge_export.request import Request
@@ -182,12 +183,38 @@ def test_a_mapped_file_is_let_go_of_once_it_is_loaded(model: Build) -> None:
     file = model.file(GGUF_MODEL)
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False
-    map_and_let_go(llama_cpp, file, parameters)
+    mapping = LlamaMapping(llama_cpp, file, parameters)
     loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
-    [mapping] = (one for one in psutil.Process().memory_maps() if one.path == str(file))
-    assert mapping.size > 0
-    assert mapping.rss == 0
+    mapping.loaded()
+    assert _resident(file) == [0]
     llama_cpp.llama_model_free(loaded)
+
+
+@pytest.mark.skipif(not can_map(), reason="the system does not tell where a file is mapped")
+def test_rows_that_were_looked_up_do_not_stay_resident(
+    model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = llama_cpp.llama_model_load_from_file
+
+    def load_as_it_is(path: bytes, parameters: Any) -> Any:
+        parameters.use_extra_bufts = False  # not every compiler's kernels for AMX run
+        return load(path, parameters)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load_as_it_is)
+    monkeypatch.setattr(llama_context, "has_amx", lambda library: True)
+    file = model.file(GGUF_MODEL)
+    with closing(LlamaEngine(file, model.manifest.decoder, threads=1, pack=True)) as engine:
+        _logits(engine, ROW)
+        [looked_up] = _resident(file)
+        assert looked_up > 0
+        with engine.start([ROW], room=1):
+            assert _resident(file) == [0]
+    assert _resident(file) == []
+
+
+def _resident(file: Path) -> list[int]:
+    """Bytes that are resident of each of a file's mappings."""
+    return [one.rss for one in psutil.Process().memory_maps() if one.path == str(file)]
 
 
 def _logits(engine: LlamaEngine, row: list[int]) -> Float32Array:

@@ -19,7 +19,7 @@ from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.llama_amx import has_amx, may_pack
 from t1_edge.engines.llama_devices import device_array
-from t1_edge.engines.llama_mapping import can_map, map_and_let_go
+from t1_edge.engines.llama_mapping import LlamaMapping, can_map
 from t1_edge.errors import EngineError
 
 MOST_ROWS: Final = 64
@@ -80,6 +80,7 @@ class Context:
         self._batch: Any = None
         self._rows = self._cells = 0
         self._beginnings: Mapping[tuple[int, ...], int] = {}
+        self._mapping: LlamaMapping | None = None
         llama_log.collect(llama_cpp)
         if pack is None:
             pack = device != "cpu" or may_pack(llama_cpp)
@@ -91,7 +92,7 @@ class Context:
             # Mapped pages would stay beside the weights that are packed anew for the kernels.
             parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
             if pack and not exact and has_amx(llama_cpp) and can_map():
-                map_and_let_go(llama_cpp, model, parameters)
+                self._mapping = LlamaMapping(llama_cpp, model, parameters)
         devices = device_array(device)  # read while the model loads
         parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
         self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
@@ -99,6 +100,9 @@ class Context:
             raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
         self._held = ExitStack()
         self._held.callback(self._api.llama_model_free, self._model)
+        if self._mapping:
+            self._mapping.loaded()
+            self._held.callback(self._mapping.close)
         self._held_cache = self._held.enter_context(ExitStack())
         # What is forgotten is freed, too; not at the end of the process, where a thread may decode.
         weakref.finalize(self, self._held.close).atexit = False
@@ -142,6 +146,8 @@ class Context:
         Raises:
             EngineError: If there is no memory for it, or llama.cpp fails.
         """
+        if self._mapping:
+            self._mapping.let_go()
         if cells <= self._cells:
             for row in range(self._rows):
                 self.forget_from(row, 0)

@@ -1,8 +1,9 @@
-"""Loading a GGUF whose weights are all packed anew, without its pages staying beside them.
+"""A GGUF that is mapped though its weights are packed anew, and how little of it stays resident.
 
 Where a model is read and not mapped, a tied embedding is held twice: packed, for the head, and as
-it is, for its rows. Mapped, of the second only the rows that were ever looked up are resident; but
-so is the whole file, once it was read for packing. Hence its pages are let go of while it loads.
+it is, for its rows. Mapped, of the second only the rows that are looked up need be resident; but so
+is the whole file, once it was read for packing, and in the end every row that any text ever named.
+Hence pages are let go of. Those that are read again come out of the page cache.
 """
 
 import ctypes
@@ -13,46 +14,64 @@ from pathlib import Path
 from typing import Any, Final
 
 _PARTS: Final = 16
-"""Of the file: as often its pages are let go of."""
+"""Of the file: as often its pages are let go of while it loads."""
 
 
-def map_and_let_go(api: Any, model: Path, parameters: Any) -> None:
-    """Let `llama_model_load_from_file` map a model, and nothing stay resident but what is used.
+class LlamaMapping:
+    """Lets `llama_model_load_from_file` map a model. Linux alone.
 
     Args:
         api: The module llama_cpp.
         model: The GGUF; whoever changes it in place changes the weights.
-        parameters: llama_model_params, which is changed, and holds what it calls. Linux alone.
+        parameters: llama_model_params, which is changed, and holds what it calls.
     """
-    parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
-    release = ctypes.CDLL(None).madvise
-    release.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    done = -1
 
-    def loaded(progress: float, _: object) -> bool:
-        nonlocal done
-        part = int(progress * _PARTS)
-        if part != done:
-            done = part
-            for start, stop in _mapped(model):
-                release(start, stop - start, mmap.MADV_DONTNEED)
-        return True
+    def __init__(self, api: Any, model: Path, parameters: Any) -> None:
+        self._name = os.fsencode(model.resolve())
+        self._advise = ctypes.CDLL(None).madvise
+        self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._parts: list[tuple[int, int]] = []
+        done = -1
 
-    parameters.progress_callback = api.llama_progress_callback(loaded)
+        def progress(share: float, _: object) -> bool:
+            nonlocal done
+            part = int(share * _PARTS)
+            if part != done:
+                done = part
+                self._find()
+                self.let_go()
+            return True
+
+        parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
+        parameters.progress_callback = api.llama_progress_callback(progress)
+
+    def loaded(self) -> None:
+        """Say that the model has loaded: of the file as much stays mapped as is read further on."""
+        self._find()
+        for start, size in self._parts:
+            # Else one row brings in the whole of the 2 MB that the page cache may hold as one.
+            self._advise(start, size, mmap.MADV_NOHUGEPAGE)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of the pages that are resident."""
+        for start, size in self._parts:
+            self._advise(start, size, mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Say that the file is no longer mapped: other things may come to lie where it was."""
+        self._parts = []
+
+    def _find(self) -> None:
+        """Note where the file is mapped: addresses, and sizes in bytes."""
+        self._parts = []
+        for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+            addresses, _, _, _, _, *path = line.split(maxsplit=5) or [b""] * 5
+            if path == [self._name]:
+                start, stop = (int(address, 16) for address in addresses.split(b"-"))
+                self._parts.append((start, stop - start))
 
 
 def can_map() -> bool:
     """Whether the system tells where a file is mapped."""
     return sys.platform == "linux"
-
-
-def _mapped(file: Path) -> list[tuple[int, int]]:
-    """Addresses where a file is mapped: the first of a part, and the one behind it."""
-    name = os.fsencode(file.resolve())
-    found = []
-    for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
-        addresses, _, _, _, _, *path = line.split(maxsplit=5) or [b""] * 5
-        if path == [name]:
-            start, stop = addresses.split(b"-")
-            found.append((int(start, 16), int(stop, 16)))
-    return found

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Caches = dict[str, NDArray[np.floating[Any]]]
 """Keys and values of each layer, [rows, kv_heads, tokens, head_dim], or of one row, by suffix."""
 
-_TOKENS_A_THREAD: Final = 1024
+_STATES_A_THREAD: Final = 1024 * 576
 _MOST_TOKENS: Final = 4096
 _PAD: Final = 0  # any token will do: no real token attends to padding
 
@@ -101,7 +101,8 @@ class OnnxEngine:
         place: Where it runs.
 
     Attributes:
-        batch_tokens: About a thousand for each thread: more leave a core's caches between layers.
+        batch_tokens: About a thousand of nano's for each thread, of wider states fewer: more leave
+            a core's caches between layers, and take memory.
         twin: Whether a single row steps beside a row of padding; what a probe found here.
 
     Raises:
@@ -118,7 +119,7 @@ class OnnxEngine:
 
         self._decoder = decoder
         self._place = place
-        self.batch_tokens = min(_MOST_TOKENS, _TOKENS_A_THREAD * threads)
+        self.batch_tokens = min(_MOST_TOKENS, _STATES_A_THREAD * threads // decoder.hidden)
         self._rows: Rows | None = None
         self._beginnings: dict[tuple[int, ...], Caches | None] = {}
         self._session: onnxruntime.InferenceSession | None
