@@ -48,9 +48,6 @@ class LlamaMapping:
     def loaded(self) -> None:
         """Say that the model has loaded: of the file as much stays mapped as is read further on."""
         self._find()
-        for start, size in self._parts:
-            # Else one row brings in the whole of the 2 MB that the page cache may hold as one.
-            self._advise(start, size, mmap.MADV_NOHUGEPAGE)
         self.let_go()
 
     def let_go(self) -> None:
