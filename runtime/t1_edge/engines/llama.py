@@ -148,6 +148,7 @@ class LlamaSession:
         """Have the rows' tokens in the cache, and none behind them; what fails changes nothing."""
         try:
             yield
+            self._fresh = False
             self._rows.keep()
         finally:
             for row, cached in enumerate(self._rows.cached):
@@ -169,7 +170,6 @@ class LlamaSession:
         """Cache what all rows of a new session begin with, once; each keeps a token of its own."""
         if not self._fresh:
             return
-        self._fresh = False
         rows, held = self._rows.tokens, self._rows.cached[0]
         shared = len(common_beginning([row[:-1] for row in rows]))
         alike = all(count == held for count in self._rows.cached)
