@@ -8,7 +8,7 @@ import numpy as np
 
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
-from t1_edge.engines.rows import Rows, check_start
+from t1_edge.engines.rows import Rows, check_prime, check_start
 from t1_edge.machine import available_threads
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
@@ -71,6 +71,7 @@ class ReferenceEngine:
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Every row is computed whole."""
+        check_prime(self._rows)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "ReferenceSession":
         """Open a session over a batch of token rows."""

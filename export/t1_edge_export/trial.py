@@ -119,7 +119,7 @@ def set_trial(engine: Engine, codec: Codec) -> tuple[Trial, Float32Array]:
     """
     queries = tuple(codec.query(text).tokens for text in QUERIES)
     with _Scored(engine.start(queries, room=BUDGETS[-1] + 2)) as session:
-        written = think(session, len(queries), codec, budget=BUDGETS[-1])
+        written = think(session, len(queries), codec, budget=BUDGETS[-1]).thoughts
     thoughts = tuple(thought.tokens for thought in written)
     ends = [
         [
@@ -178,9 +178,9 @@ def ask(engine: Engine, codec: Codec, trial: Trial) -> Answers:
     thoughts: list[Tokens] = []
     for budget in BUDGETS:
         with engine.start(trial.queries, room=budget + 2) as session:
-            written = think(session, len(trial.queries), codec, budget=budget)
-            ends.append(normalised(session.peek(*codec.ending), engine.info))
-        thoughts = [thought.tokens for thought in written]
+            ended = think(session, len(trial.queries), codec, budget=budget)
+            ends.append(normalised(ended.peek(), engine.info))
+        thoughts = [thought.tokens for thought in ended.thoughts]
     return Answers(
         library=engine.info.library,
         vectors=run_rows(engine, trial.rows),

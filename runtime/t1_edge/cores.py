@@ -29,21 +29,24 @@ class Cores:
         Args:
             count: How many; who asks for more than there are gets all.
         """
-        count = min(count, self._total)
+        count, held = min(count, self._total), 0
         ticket = object()
-        with self._changed:
-            self._waiting.append(ticket)
-            try:
-                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= count)
-                self._free -= count
-            finally:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
         try:
-            yield
-        finally:
             with self._changed:
-                self._free += count
+                self._waiting.append(ticket)
+                try:
+                    self._changed.wait_for(
+                        lambda: self._waiting[0] is ticket and self._free >= count
+                    )
+                    self._free -= count
+                    held = count
+                finally:
+                    self._waiting.remove(ticket)
+                    self._changed.notify_all()
+            yield
+        finally:  # whenever an interruption comes, what is held is given back
+            with self._changed:
+                self._free += held
                 self._changed.notify_all()
 
 

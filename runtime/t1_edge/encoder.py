@@ -30,6 +30,9 @@ from t1_edge.tokenization import TextTokenizer, check_texts
 class Encoder:
     """A build, opened by an engine. Calls from several threads take turns.
 
+    Ctrl-C waits for the pass that runs (a query's reading, a batch of documents, a token); then the
+    engine is free, and usable.
+
     Most callers use `Encoder.load`. What it gave can be pickled: who unpickles it opens the same
     build by itself, weights and all, on the same engine. So hand it to a process as it starts
     (`Pool(initializer=...)`), and not with each task. A forked process cannot use one; `spawn` it.
@@ -172,7 +175,9 @@ class Encoder:
             text: The query. Special tokens in it are plain text; empty text is allowed.
             budget: Most tokens of the thought; what was loaded with if None, no thought if 0.
             thought: One that the caller wrote or edited, to be read instead.
-            deadline: Seconds from the call after which the thought is forced shut.
+            deadline: Seconds from the call by which the vector shall be done: no token is begun if
+                it and the thought's end, as long as the last ones took, would end later. In any
+                case other calls have their turn, and the query is read: past it, in one pass.
             settle: When the thought ends since its vector has come to rest; never if None.
 
         Raises:
@@ -180,12 +185,9 @@ class Encoder:
                 a thought comes with a budget, a deadline or `settle`.
             EngineError: If the engine fails, or the vector is not one.
         """
+        given = None if thought is None else [thought]
         [found] = self.encode_queries(
-            [text],
-            budget=budget,
-            thoughts=None if thought is None else [thought],
-            deadline=deadline,
-            settle=settle,
+            [text], budget=budget, thoughts=given, deadline=deadline, settle=settle
         )
         return found
 
@@ -199,15 +201,15 @@ class Encoder:
     ) -> Generator[QueryEmbedding, None, None]:
         """Embed a query at once, and again as its thought grows: for a search that answers anytime.
 
-        Other threads' calls wait until the last vector is taken, or the generator is closed; this
-        thread's are refused. The query cache is not asked, and keeps nothing of it.
+        Other threads' calls wait, and this thread's are refused, until the last vector is taken
+        (the one that is not "open"), the generator is closed or forgotten, or the deadline passes
+        while its reader has a vector. The query cache is not asked, and keeps nothing of it.
 
         Args:
             text: The query.
             budget: Most tokens of the thought; what was loaded with if None, no thought if 0.
-            deadline: Seconds from the call after which the thought is forced shut.
-            every: Tokens between two vectors; each costs about what a token does, in llama.cpp
-                two.
+            deadline: Seconds from the call, as for `encode_query`.
+            every: Tokens between two vectors, each about a token's time, in llama.cpp two.
 
         Yields:
             What `encode_query` gives with budget 0, then what it would give for the thought as it
@@ -220,10 +222,9 @@ class Encoder:
         """
         if every < 1:
             raise InputError(f"between two vectors stand 1 token or more, not {every}")
-        budget = self.codec.contract.budget_for(budget)
-        row = self.codec.query(text)
         until = time_of(deadline)
-        return self._passes.stream(row, budget, until, every)
+        budget = self.codec.contract.budget_for(budget)
+        return self._passes.stream(self.codec.query(text), budget, until, every)
 
     def encode_queries(
         self,
@@ -243,7 +244,8 @@ class Encoder:
             texts: The queries.
             budget: Most tokens of each thought.
             thoughts: One for each query, to be read instead of thinking.
-            deadline: Seconds from the call, for all queries together.
+            deadline: Seconds from the call, for all queries together; past it each batch is still
+                read, in one pass.
             settle: When a thought ends since its vector has come to rest; never if None.
             batch_size: Queries that share each pass over the weights, as far as the engine takes
                 so many.

@@ -5,25 +5,20 @@ run more threads together than there are cores.
 """
 
 import itertools
-import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from typing import Final
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from t1_edge.batching import batches
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
-from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
-from t1_edge.errors import EngineError, InputError
+from t1_edge.engines.base import Engine, EngineInfo, Float32Array
+from t1_edge.errors import InputError
 from t1_edge.results import QueryEmbedding, Timings
-from t1_edge.thinking import Settle, Thinking, Thought, think
+from t1_edge.thinking import Settle, Thinking, Thought, is_over, think
+from t1_edge.turns import Turn, Turns
 from t1_edge.vectors import normalised
-
-_STREAMS: Final[ContextVar[frozenset[object]]] = ContextVar("streams", default=frozenset())
-"""Those that who calls has open: of all encoders."""
 
 
 class Passes:
@@ -44,9 +39,7 @@ class Passes:
         self._open_reader = reader
         self._reader = engine
         engine.prime(_worth(codec.beginnings))
-        self._lock = threading.Lock()
-        self._stream: object = None  # the one that is open
-        self._process = os.getpid()
+        self._turns = Turns()
 
     @property
     def info(self) -> EngineInfo:
@@ -59,7 +52,7 @@ class Passes:
         Raises:
             EngineError: If it cannot be opened, or this thread has a stream open.
         """
-        with self._turn(), self._cores():
+        with self._turns.take(), self._cores():
             return self._documents_engine().info
 
     @property
@@ -75,7 +68,8 @@ class Passes:
         Args:
             rows: Of queries.
             budget: Most tokens of a thought.
-            until: Time by `time.monotonic` after which thoughts are forced shut.
+            until: Time by `time.monotonic` by which they shall be done. Whenever it is, the rows
+                are read; if it has passed by then, by the pass that closes their thoughts.
             settle: When a thought ends since its vector has come to rest.
 
         Returns:
@@ -84,30 +78,33 @@ class Passes:
         Raises:
             EngineError: If the engine fails, a vector is not one, or this thread has a stream open.
         """
-        with self._turn(), self._cores():
+        with self._turns.take(), self._cores():
             clock = [time.monotonic()]
             tokens = [row.tokens for row in rows]
             with self._engine.start(tokens, room=budget + 2) as session:
-                if budget:
+                if budget and not is_over(until):
                     session.logits()
                 clock.append(time.monotonic())
-                thoughts = think(
+                ended = think(
                     session, len(rows), self._codec, budget=budget, deadline=until, settle=settle
                 )
                 clock.append(time.monotonic())
-                vectors = self._read(session, *self._codec.ending)
+                vectors = self._vectors(ended)
             clock.append(time.monotonic())
-        return self.results(rows, thoughts, vectors, _timings(clock))
+        return self.results(rows, ended.thoughts, vectors, _timings(clock))
 
     def stream(
         self, row: Row, budget: int, until: float | None, every: int
     ) -> Generator[QueryEmbedding, None, None]:
-        """Embed a query at once and as its thought grows, which nobody else interrupts.
+        """Embed a query at once and as its thought grows.
+
+        The engine is free before the last result is given, and for who waits once its reader has
+        a result past the deadline: that computes nothing more.
 
         Args:
             row: Of the query.
             budget: Most tokens of the thought.
-            until: Time by `time.monotonic` after which it is forced shut.
+            until: Time by `time.monotonic` by which the last result shall be done.
             every: Tokens between two vectors.
 
         Yields:
@@ -116,16 +113,14 @@ class Passes:
         Raises:
             EngineError: As `think`.
         """
-        with self._turn():
-            self._stream = stream = object()
-            _STREAMS.set(_STREAMS.get() | {stream})
-            try:
-                with self._engine.start([row.tokens], room=budget + 2) as session:
-                    thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
-                    yield from self._follow(row, session, thinking, every)
-            finally:
-                self._stream = None
-                _STREAMS.set(_STREAMS.get() - {stream})
+        with (
+            self._turns.stream(until) as turn,
+            self._engine.start([row.tokens], room=budget + 2) as session,
+        ):
+            turn.free = session.close
+            thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
+            last = yield from self._follow(row, thinking, turn, every)
+        yield last
 
     def read_with(self, rows: Sequence[Row], texts: Sequence[str]) -> list[QueryEmbedding]:
         """Embed queries together, each behind a thought that is given.
@@ -144,7 +139,7 @@ class Passes:
             (*row.tokens, *thought.tokens, self._codec.close_id)
             for row, thought in zip(rows, thoughts, strict=True)
         ]
-        with self._turn(), self._cores():
+        with self._turns.take(), self._cores():
             began = time.monotonic()
             vectors = self._embed(whole, self._engine)
             seconds = time.monotonic() - began
@@ -171,10 +166,10 @@ class Passes:
         Raises:
             EngineError: As `think`, and if what reads documents cannot be opened.
         """
-        with self._turn(), self._cores():
+        with self._turns.take(), self._cores():
             reader = self._documents_engine()
         for batch in batches([len(row.tokens) + 1 for row in rows], reader, most):
-            with self._turn(), self._cores():
+            with self._turns.take(), self._cores():
                 out[batch] = self._embed([rows[at].tokens for at in batch], reader)
             progress(len(batch))
         return reader.info
@@ -217,12 +212,12 @@ class Passes:
 
         A forked process has nothing to free: the engine is its parent's.
         """
-        if os.getpid() != self._process:
+        if self._turns.is_forked:
             return
-        if self._is_under_stream():
+        if self._turns.is_under_stream:
             self._close()
             return
-        with self._lock:
+        with self._turns.take():
             self._close()
 
     def _close(self) -> None:
@@ -240,56 +235,48 @@ class Passes:
             self._reader.prime(_worth(self._codec.beginnings[1:]))
         return self._reader
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Wait for the engine; a thread would wait for its own stream for ever.
-
-        So would a forked process, for threads that it does not have.
-        """
-        if os.getpid() != self._process:
-            raise EngineError(
-                "this encoder belongs to the process that this one was forked from: load one here, "
-                'or start processes by "spawn"'
-            )
-        if self._is_under_stream():
-            raise EngineError(
-                "a stream of this thread is still open: take its last vector, or close it"
-            )
-        with self._lock:
-            yield
-
-    def _is_under_stream(self) -> bool:
-        """Whether who calls has a stream open."""
-        return self._stream is not None and self._stream in _STREAMS.get()
-
     def _cores(self) -> AbstractContextManager[None]:
         """While the engine computes; a GPU's needs a core to be told what to do."""
         return process_cores().hold(self.info.threads if self.info.device == "cpu" else 1)
 
     def _follow(
-        self, row: Row, session: Session, thinking: Thinking, every: int
-    ) -> Iterator[QueryEmbedding]:
-        """The vectors of a stream; what its reader does between them is not counted."""
-        seconds, first, goes_on = 0.0, True, True
-        while goes_on:
-            with self._cores():
-                began = time.monotonic()
-                if not first:
-                    thinking.step()
-                while thinking.steps % every and thinking.goes_on():
-                    thinking.step()
-                goes_on = thinking.goes_on()
-                vectors = self._read(session, *self._codec.ending)
-                seconds += time.monotonic() - began
-                first = False
-            yield from self.results([row], thinking.thoughts, vectors, _embedding(seconds))
+        self, row: Row, thinking: Thinking, turn: Turn, every: int
+    ) -> Generator[QueryEmbedding, None, QueryEmbedding]:
+        """The results of a stream; what its reader does between them is not counted.
+
+        Returns:
+            The last, which needs no engine any more.
+        """
+        seconds, steps = 0.0, 0
+        while True:
+            vectors, took = self._grow(thinking, steps)
+            seconds, steps = seconds + took, every
+            goes_on = thinking.goes_on()
+            [found] = self.results([row], thinking.thoughts, vectors, _embedding(seconds))
+            if not goes_on:
+                return found
+            with self._turns.rest(turn):
+                yield found
+            if not thinking.goes_on():  # it was with its reader until the deadline
+                [thought] = thinking.thoughts
+                return replace(found, stopped_by=thought.stopped_by)
+
+    def _grow(self, thinking: Thinking, steps: int) -> tuple[Float32Array, float]:
+        """Vectors once a thought has made some steps, or ended before; and the seconds of it."""
+        with self._cores():
+            began = time.monotonic()
+            while steps and thinking.goes_on():
+                thinking.step()
+                steps -= 1
+            vectors = self._vectors(thinking)
+            return vectors, time.monotonic() - began
 
     def _embed(self, rows: Sequence[Sequence[int]], engine: Engine) -> Float32Array:
         with engine.start(rows, room=1) as session:
             return normalised(session.peek(self._codec.emb_id), engine.info)
 
-    def _read(self, session: Session, *tokens: int) -> Float32Array:
-        return normalised(session.peek(*tokens), self._engine.info)
+    def _vectors(self, thinking: Thinking) -> Float32Array:
+        return normalised(thinking.peek(), self._engine.info)
 
 
 def _worth(beginnings: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

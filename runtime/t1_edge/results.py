@@ -16,10 +16,10 @@ class Timings:
     Cutting text into tokens, and waiting for a turn, are not counted.
 
     Attributes:
-        prefill: Reading the query, up to the first logits. 0 with budget 0.
+        prefill: Reading the query, up to the first logits. 0 with budget 0, or past a deadline.
         thinking: Writing the thought, the first logits not included.
-        embedding: Closing the thought and reading the vector; reading the query too with budget 0
-            or a given thought.
+        embedding: Closing the thought and reading the vector; reading the query too with budget 0,
+            past a deadline, or with a given thought.
         total: All three.
     """
 

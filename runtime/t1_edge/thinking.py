@@ -68,17 +68,25 @@ def time_of(deadline: float | None) -> float | None:
     return time.monotonic() + deadline
 
 
+def is_over(deadline: float | None, needed: float = 0.0) -> bool:
+    """Whether what takes some seconds more would end at a deadline or beyond; see `time_of`."""
+    return deadline is not None and time.monotonic() + needed >= deadline
+
+
 class Thinking:
     """The rows of a session, thinking.
 
-    `Session.peek(*codec.ending)` gives the vectors behind the thoughts as they stand, at any time.
+    A deadline is kept as far as the passes before can tell: no step is begun if that and the pass
+    that closes the thoughts, each as long as the last of its kind, would end beyond it. So it is
+    overrun by what these take longer than the last ones; by two passes where no step was measured
+    yet, and by what was begun before the first.
 
     Args:
         session: Opened over query rows, with room for budget + 2 tokens.
         rows: How many rows it has.
         codec: Knows the tokens that close and stop a thought.
         budget: Most tokens of a thought; 0 for none.
-        deadline: Time by `time.monotonic` after which no further token is written, in seconds.
+        deadline: Time by `time.monotonic` by which the thoughts shall be closed, in seconds.
     """
 
     def __init__(
@@ -95,6 +103,9 @@ class Thinking:
         self._budget = budget
         self._deadline = deadline
         self._steps = 0
+        self._step_seconds = 0.0
+        self._peek_seconds: float | None = None
+        self._peeked: Float32Array | None = None
         self._thoughts: list[list[int]] = [[] for _ in range(rows)]
         self._ended: dict[int, StopReason] = {}
 
@@ -112,15 +123,16 @@ class Thinking:
         return self._steps
 
     def goes_on(self) -> bool:
-        """Whether a row still thinks: none does beyond the budget, or the deadline."""
+        """Whether a row still thinks: none does beyond the budget, or with no time for a step."""
         if self._steps == self._budget:
             self._end("budget")
-        elif self._deadline is not None and time.monotonic() >= self._deadline:
+        elif is_over(self._deadline, self._step_seconds + self._closing_seconds):
             self._end("deadline")
         return len(self._ended) < len(self._thoughts)
 
     def step(self) -> None:
         """Write one token to every row that still thinks."""
+        began = time.monotonic()
         scores = self._session.logits()
         if self._codec.contract.distinct:
             scores = _without_written(scores, self._thoughts)
@@ -137,11 +149,33 @@ class Thinking:
                 grown[row] = token
         self._session.append(grown)
         self._steps += 1
+        self._step_seconds = time.monotonic() - began
+        if grown:
+            self._peeked = None
+
+    def peek(self) -> Float32Array:
+        """Hidden states behind the thoughts as they stand, were they closed.
+
+        They are computed once, and again when a thought has grown.
+
+        Returns:
+            float32 [rows, hidden], not L2-normalised.
+        """
+        if self._peeked is None:
+            began = time.monotonic()
+            self._peeked = self._session.peek(*self._codec.ending)
+            if self._steps:  # before, it may be the pass that reads the rows
+                self._peek_seconds = time.monotonic() - began
+        return self._peeked
 
     def settle(self, rows: Sequence[int]) -> None:
         """End the thoughts of rows, if they still go on."""
         for row in rows:
             self._ended.setdefault(row, "settled")
+
+    @property
+    def _closing_seconds(self) -> float:
+        return self._step_seconds if self._peek_seconds is None else self._peek_seconds
 
     def _end(self, reason: StopReason) -> None:
         for row in range(len(self._thoughts)):
@@ -156,7 +190,7 @@ def think(
     budget: int,
     deadline: float | None = None,
     settle: Settle | None = None,
-) -> list[Thought]:
+) -> Thinking:
     """Let every row of a session think to its end; see `Thinking`.
 
     Args:
@@ -164,21 +198,21 @@ def think(
         rows: How many rows it has.
         codec: Knows the tokens that close and stop a thought.
         budget: Most tokens of a thought.
-        deadline: Time by `time.monotonic` after which no further token is written, in seconds.
+        deadline: Time by `time.monotonic` by which the thoughts shall be closed, in seconds.
         settle: When a thought ends since its vector has come to rest.
 
     Returns:
-        A thought for each row.
+        The rows, none of which thinks any more.
     """
     thinking = Thinking(session, rows, codec, budget=budget, deadline=deadline)
-    before = session.peek(*codec.ending) if settle and thinking.goes_on() else None
+    before = thinking.peek() if settle and thinking.goes_on() else None
     while thinking.goes_on():
         thinking.step()
         if settle and before is not None and thinking.steps % settle.every == 0:
-            now = session.peek(*codec.ending)
+            now = thinking.peek()
             thinking.settle(np.flatnonzero(_cosines(before, now) >= settle.cosine).tolist())
             before = now
-    return thinking.thoughts
+    return thinking
 
 
 def _cosines(some: Float32Array, others: Float32Array) -> Float32Array:

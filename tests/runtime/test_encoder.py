@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ from t1_edge.build import Build, Format
 from t1_edge.encoder import Encoder
 from t1_edge.engines import room
 from t1_edge.engines.base import EngineInfo
-from t1_edge.engines.select import open_engine
+from t1_edge.engines.select import EngineChoice, open_engine
 from t1_edge.errors import BuildError, CacheError, DeviceError, EngineError, InputError
+from t1_edge.machine import usable_cores
 from t1_edge.thinking import Settle
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.pipeline import export
@@ -33,7 +34,7 @@ TEXTS = [
     "iron rusts",
 ]
 
-# ONNX Runtime: the promise. llama.cpp rounds activations to 8 bits in groups of rows that run
+# As docs/devices.md has them. llama.cpp rounds activations to 8 bits in groups of rows that run
 # together, and attends in float16; over these texts that moved a component by 0.012 at most.
 TOLERANCE = {"onnx": 1e-4, "gguf": 3e-2}
 
@@ -72,6 +73,22 @@ def test_a_query_does_not_see_the_others(real: Encoder) -> None:
         alone = real.encode_query(text, budget=budget)
         assert alone.thought_tokens == query.thought_tokens
         np.testing.assert_allclose(alone.vector, query.vector, atol=_tolerance(real), rtol=0)
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="two threads need two cores")
+def test_threads_change_no_vector(real: Encoder, smollm2: Build) -> None:
+    engine = cast(EngineChoice, real.info.engine)
+    with Encoder.load(smollm2.path, engine=engine, threads=1, cache=False) as single:
+        found = [
+            (
+                encoder.encode_documents(TEXTS),
+                np.stack([one.vector for one in encoder.encode_queries(TEXTS, budget=0)]),
+                encoder.encode_query(TEXTS[0], thought=" red leaves").vector,
+            )
+            for encoder in (real, single)
+        ]
+    for two, one in zip(*found, strict=True):
+        np.testing.assert_allclose(two, one, atol=_tolerance(real), rtol=0)
 
 
 def test_a_query_thinks_within_its_budget(real: Encoder) -> None:

@@ -305,9 +305,12 @@ def test_a_closed_session_computes_nothing(case: Case) -> None:
 
 
 def test_one_session_is_open_at_a_time(case: Case) -> None:
-    with closing(case.engine.start([[1, 2]], room=2)):
-        with pytest.raises(EngineError, match="still open"):
-            case.engine.start([[1, 2]], room=2)
+    with closing(case.engine.start([[1, 2]], room=2)) as session:
+        before = _unit(session.peek(PEEKED))
+        for ask in (lambda: case.engine.start([[1, 2]], room=2), lambda: case.engine.prime([[1]])):
+            with pytest.raises(EngineError, match="still open"):
+                ask()
+        np.testing.assert_allclose(_unit(session.peek(PEEKED)), before, atol=case.split, rtol=0)
 
 
 def test_what_cannot_be_opened_leaves_no_session_open(

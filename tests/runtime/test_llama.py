@@ -18,6 +18,7 @@ from t1_edge.engines import llama_context
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.llama import LlamaEngine
 from t1_edge.engines.llama_mapping import LlamaMapping, can_map
+from t1_edge.errors import EngineError
 from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
 from t1_edge_export.pipeline import export
 from t1_edge_export.request import Request
@@ -97,6 +98,32 @@ def test_an_interruption_leaves_no_cache_without_beginnings(
     with pytest.raises(KeyboardInterrupt):
         engine.start([ROW], room=1)
     np.testing.assert_array_equal(_logits(engine, [9, 8, 7]), expected)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_pass_that_fails_leaves_the_cache_as_it_was(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch, ran: bool, failing: int
+) -> None:
+    rows = [[5, 6, *range(20 + at, 40 + 2 * at)] for at in range(3)]
+    with engine.start(rows, room=4) as session:
+        expected = session.peek(8, 9), session.peek(9), session.logits()
+    decode, left = llama_cpp.llama_decode, [failing]
+
+    def fail(context: Any, batch: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            return -1 if not ran else decode(context, batch) or -1
+        return decode(context, batch)
+
+    with engine.start(rows, room=4) as session:  # three decodes
+        monkeypatch.setattr(llama_cpp, "llama_decode", fail)
+        with pytest.raises(EngineError, match="failed on"):
+            session.peek(8, 9)
+        monkeypatch.undo()
+        found = session.peek(8, 9), session.peek(9), session.logits()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_rows_share_more_than_what_is_kept(engine: LlamaEngine, decoded: list[int]) -> None:

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -172,6 +173,54 @@ def test_a_thread_does_not_wait_for_its_own_stream() -> None:
             call()
     assert [one.stopped_by for one in stream][-1] == "budget"
     assert encoder.encode_documents(["y"]).shape == (1, 32)
+
+
+def test_a_stream_frees_the_engine_with_its_last_vector() -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    stream = encoder.encode_query_stream("x", budget=3, every=2)
+    while next(stream).stopped_by == "open":
+        pass
+    assert encoder.encode_documents(["y"]).shape == (1, 32)
+    assert list(stream) == []
+
+
+def test_who_waits_takes_the_turn_of_a_stream_past_its_deadline() -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    stream = encoder.encode_query_stream("x", budget=100, deadline=0.1)
+    direct = next(stream)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(encoder.encode_documents, ["y"]).result(30).shape == (1, 32)
+    assert encoder.encode_documents(["y"]).shape == (1, 32)  # nor is its own thread refused
+    [last] = stream
+    assert (direct.stopped_by, last.stopped_by) == ("open", "deadline")
+    np.testing.assert_array_equal(last.vector, direct.vector)
+
+
+def test_a_stream_that_lost_its_turn_ends_no_other() -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    lost = encoder.encode_query_stream("x", budget=100, deadline=0.01)
+    if next(lost).stopped_by == "open":
+        time.sleep(0.02)
+    stream = encoder.encode_query_stream("y", budget=10)
+    next(stream)
+    lost.close()
+    with pytest.raises(EngineError, match="a stream of this thread is still open"):
+        encoder.encode_documents(["y"])
+    assert [one.stopped_by for one in stream][-1] == "budget"
+
+
+def test_a_deadline_that_never_comes_is_waited_for() -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    stream = encoder.encode_query_stream("x", budget=10, deadline=float("inf"))
+    next(stream)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(encoder.encode_documents, ["y"])
+        assert [one.stopped_by for one in stream][-1] == "budget"
+        assert waiting.result(30).shape == (1, 32)
 
 
 def test_an_encoder_can_be_closed_under_its_stream() -> None:

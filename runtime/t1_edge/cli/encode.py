@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--deadline",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Force the thought shut after so many.",
+    help="Think no longer than fits in so many.",
 )
 @click.option(
     "--settle",

@@ -56,7 +56,7 @@ class Session(Protocol):
         """Scores of the next token after each row, float32 [rows, vocabulary].
 
         Raises:
-            EngineError: If the library fails, or the session is closed.
+            EngineError: If the library fails, which changes nothing, or the session is closed.
         """
 
     def peek(self, *tokens: int) -> Float32Array:
@@ -70,8 +70,8 @@ class Session(Protocol):
 
         Raises:
             InputError: If there is no token, or one is not in the vocabulary.
-            EngineError: If the library fails, a row has no room left for them, or the session is
-                closed.
+            EngineError: If the library fails, which changes nothing, a row has no room left for
+                them, or the session is closed.
         """
 
     def close(self) -> None:
@@ -104,6 +104,9 @@ class Engine(Protocol):
 
         Args:
             beginnings: Token ids, two or more each. Those of an earlier call are forgotten.
+
+        Raises:
+            EngineError: If a session is open; nothing is forgotten then.
         """
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> Session:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from t1_edge.engines.base import EngineInfo, Float32Array
-from t1_edge.engines.rows import Rows, check_start
+from t1_edge.engines.rows import Rows, check_prime, check_start
 
 _DECAY: Final = np.float32(0.9)
 _CONTEXT: Final = 8192
@@ -36,6 +36,7 @@ class FakeEngine:
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Every row is computed whole."""
+        check_prime(self._rows)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "FakeSession":
         """Open a session over a batch of token rows."""

@@ -7,7 +7,8 @@ where all hold equally much of what is kept. Token ids come from the build's own
 llama.cpp's is never asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.llama_context import MOST_ROWS, TOGETHER, Context, Entry
 from t1_edge.engines.room import check_room
-from t1_edge.engines.rows import Rows, check_start
+from t1_edge.engines.rows import Rows, check_prime, check_start
 from t1_edge.tokenization import common_beginning
 
 
@@ -61,6 +62,7 @@ class LlamaEngine:
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Say what many rows begin with; it is computed with the first rows, whichever they are."""
+        check_prime(self._rows)
         self._context.prime(beginnings)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "LlamaSession":
@@ -104,9 +106,9 @@ class LlamaSession:
             if not rows.scored[row] and rows.cached[row] == len(tokens):
                 rows.cached[row] -= 1
                 self._context.forget_from(row, rows.cached[row])
-        self._run_prefix()
-        self._context.decode(self._pending("logits"), self._logits)
-        rows.keep()
+        with self._caching():
+            self._run_prefix()
+            self._context.decode(self._pending("logits"), self._logits)
         rows.scored = [True] * len(rows)
         return self._logits.copy()
 
@@ -114,22 +116,21 @@ class LlamaSession:
         """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
         rows = self._rows
         rows.check_peek(tokens)
-        self._run_prefix()
-        *lead, last = tokens
-        ends = [
-            Entry(last, len(row) + len(lead), at, "hidden") for at, row in enumerate(rows.tokens)
-        ]
-        pending = self._pending("logits", lead)
-        if len(pending) + len(ends) <= TOGETHER:
-            self._context.decode([*pending, *ends], self._logits, self._hidden)
-            for at, row in enumerate(rows.tokens):
-                rows.scored[at] |= rows.cached[at] < len(row)
-        else:
-            self._context.decode(self._pending(None, lead))
-            self._context.decode(ends, hidden=self._hidden)
-        for at, row in enumerate(rows.tokens):
-            self._context.forget_from(at, len(row))
-        rows.keep()
+        with self._caching():
+            self._run_prefix()
+            *lead, last = tokens
+            ends = [
+                Entry(last, len(row) + len(lead), at, "hidden")
+                for at, row in enumerate(rows.tokens)
+            ]
+            pending = self._pending("logits", lead)
+            if len(pending) + len(ends) <= TOGETHER:
+                self._context.decode([*pending, *ends], self._logits, self._hidden)
+                for at, row in enumerate(rows.tokens):
+                    rows.scored[at] |= rows.cached[at] < len(row)
+            else:
+                self._context.decode(self._pending(None, lead))
+                self._context.decode(ends, hidden=self._hidden)
         return self._hidden.copy()
 
     def close(self) -> None:
@@ -141,6 +142,17 @@ class LlamaSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @contextmanager
+    def _caching(self) -> Iterator[None]:
+        """Have the rows' tokens in the cache, and none behind them; what fails changes nothing."""
+        try:
+            yield
+            self._fresh = False
+            self._rows.keep()
+        finally:
+            for row, cached in enumerate(self._rows.cached):
+                self._context.forget_from(row, cached)
 
     def _pending(self, output: Literal["logits"] | None, lead: Sequence[int] = ()) -> list[Entry]:
         """The tokens that are not cached yet; of each row's last one, what is wanted.
@@ -158,7 +170,6 @@ class LlamaSession:
         """Cache what all rows of a new session begin with, once; each keeps a token of its own."""
         if not self._fresh:
             return
-        self._fresh = False
         rows, held = self._rows.tokens, self._rows.cached[0]
         shared = len(common_beginning([row[:-1] for row in rows]))
         alike = all(count == held for count in self._rows.cached)

@@ -26,7 +26,7 @@ from t1_edge.build import CUDA_GRAPH, DOCUMENTS_GRAPH, ONNX_GRAPH, Decoder
 from t1_edge.cache import remembered
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.room import check_room
-from t1_edge.engines.rows import Rows, check_start
+from t1_edge.engines.rows import Rows, check_prime, check_start
 from t1_edge.errors import DeviceError, EngineError
 from t1_edge.machine import has_vnni, kernels
 
@@ -135,6 +135,7 @@ class OnnxEngine:
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Say what many rows begin with; it is computed when the first such row comes."""
+        check_prime(self._rows)
         longest_first = sorted(map(tuple, beginnings), key=len, reverse=True)
         self._beginnings = dict.fromkeys(longest_first)
 

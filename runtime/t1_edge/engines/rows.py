@@ -117,6 +117,19 @@ class Rows:
             raise EngineError(f"row {row} is full: it was opened to hold {limit} tokens")
 
 
+def check_prime(current: Rows | None) -> None:
+    """Whether an engine may be told what rows begin with.
+
+    Args:
+        current: Rows of the session before, if there was one; none may be open.
+
+    Raises:
+        EngineError: If not.
+    """
+    if current is not None and current.open:
+        raise EngineError("a session is still open; close it before saying what rows begin with")
+
+
 def check_start(current: Rows | None, rows: int, most: int, *, closed: bool) -> None:
     """Whether an engine may open a session.
 

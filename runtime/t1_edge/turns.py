@@ -1,0 +1,146 @@
+"""Whose turn it is with an engine: one caller's at a time, first come, first served.
+
+A stream keeps its turn while its reader has a vector. Past its deadline it computes nothing more:
+who waits then takes the turn from it.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+from t1_edge.errors import EngineError
+from t1_edge.thinking import is_over
+
+
+class Turn:
+    """A caller's, until it ends; a stream's may be taken from it.
+
+    Args:
+        deadline: Of a stream, by `time.monotonic`, in seconds.
+
+    Attributes:
+        free: Frees the engine of a stream whose turn is taken from it; a stream says how.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self.rests = False
+        self.free: Callable[[], None] = _nothing
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it may be taken: its reader has a vector, and the deadline has passed."""
+        return self.rests and is_over(self.deadline)
+
+
+_STREAMS: Final[ContextVar[frozenset[Turn]]] = ContextVar("streams", default=frozenset())
+"""Turns of the streams that who calls has open: of all encoders."""
+
+
+class Turns:
+    """Those with one engine."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[Turn] = deque()
+        self._current: Turn | None = None
+        self._process = os.getpid()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is not the process that the engine belongs to."""
+        return os.getpid() != self._process
+
+    @property
+    def is_under_stream(self) -> bool:
+        """Whether it is the turn of a stream that who calls has open."""
+        return self._current in _STREAMS.get()
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Wait for a turn, and have it.
+
+        Raises:
+            EngineError: If a stream of who calls is open, or the process was forked: the wait
+                would have no end.
+        """
+        with self._take(Turn()):
+            yield
+
+    @contextmanager
+    def stream(self, deadline: float | None) -> Iterator[Turn]:
+        """Wait for a stream's turn, and have it until it ends or is taken; see `take`."""
+        turn = Turn(deadline)
+        with self._take(turn):
+            _STREAMS.set(_STREAMS.get() | {turn})
+            try:
+                yield turn
+            finally:
+                _STREAMS.set(_STREAMS.get() - {turn})
+
+    @contextmanager
+    def rest(self, turn: Turn) -> Iterator[None]:
+        """While the reader of a stream has a vector."""
+        with self._changed:
+            turn.rests = True
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                turn.rests = False
+
+    @contextmanager
+    def _take(self, turn: Turn) -> Iterator[None]:
+        self._refuse_endless()
+        try:
+            with self._changed:
+                self._waiting.append(turn)
+                try:
+                    while not (self._waiting[0] is turn and self._is_free()):
+                        self._changed.wait(self._patience())
+                    self._current = turn
+                finally:
+                    self._waiting.remove(turn)
+                    self._changed.notify_all()
+            yield
+        finally:
+            with self._changed:
+                if self._current is turn:
+                    self._current = None
+                    self._changed.notify_all()
+
+    def _refuse_endless(self) -> None:
+        if self.is_forked:
+            raise EngineError(
+                "this encoder belongs to the process that this one was forked from: load one here, "
+                'or start processes by "spawn"'
+            )
+        with self._changed:
+            if self.is_under_stream and self._current is not None and not self._current.is_overdue:
+                raise EngineError(
+                    "a stream of this thread is still open: take its last vector, or close it"
+                )
+
+    def _is_free(self) -> bool:
+        """Whether nobody has the turn: it is taken from a stream that is overdue."""
+        if self._current is not None and self._current.is_overdue:
+            self._current.free()
+            self._current = None
+        return self._current is None
+
+    def _patience(self) -> float | None:
+        """Seconds until the turn may be taken from who has it; None if it may not."""
+        current = self._current
+        if current is None or not current.rests or current.deadline is None:
+            return None
+        return min(max(0.0, current.deadline - time.monotonic()), threading.TIMEOUT_MAX)
+
+
+def _nothing() -> None:
+    """What is no stream holds nothing between two passes."""
