@@ -21,7 +21,7 @@ from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, RowQuantizer
 from t1_edge_export.request import Request, check_request
-from t1_edge_export.staging import staged
+from t1_edge_export.staging import claimed
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
 
@@ -249,9 +249,9 @@ def test_a_journal_of_noise_is_an_error(checkpoint: Checkpoint, request_: Reques
 
 def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> None:
     with (
-        staged(tmp_path / "build"),
+        claimed(tmp_path / "build"),
         pytest.raises(ExportError, match=f"process {os.getpid()} is writing"),
-        staged(tmp_path / "build"),
+        claimed(tmp_path / "build"),
     ):
         pass
 
@@ -259,7 +259,7 @@ def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> Non
 def test_the_second_is_refused_before_it_begins(checkpoint: Checkpoint, request_: Request) -> None:
     with (
         pytest.raises(ExportError, match=rf"is writing {request_.destination} already"),
-        staged(request_.destination),
+        claimed(request_.destination),
     ):
         check_request(checkpoint, request_)
     check_request(checkpoint, request_)
