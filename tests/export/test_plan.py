@@ -115,7 +115,7 @@ def test_a_dry_run_reads_no_weight_to_hash_it(
     shutil.copytree(folder, tmp_path / "other")
     definition = json.loads((folder / TOKENIZER).read_text())
     for changes, message in (
-        ({"normalizer": {"type": "NFC"}}, "NFC"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"model": {}}, f"the {TOKENIZER} of other is damaged"),
     ):
         (tmp_path / "other" / TOKENIZER).write_text(json.dumps(definition | changes))
