@@ -136,7 +136,7 @@ def measure(
 class Miss(NamedTuple):
     """A bound that a build misses: of a format, of "documents", or None between formats."""
 
-    format: Verified | None
+    format: str | None
     sentence: str
 
 

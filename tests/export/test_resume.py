@@ -50,7 +50,7 @@ def _processes() -> ForkServerContext:
     return processes
 
 
-@pytest.mark.parametrize(("fitted", "due"), [(False, 50), (True, 15)])
+@pytest.mark.parametrize(("fitted", "due"), [(False, 50), (True, 10)])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     checkpoint: Checkpoint, tiny: Callable[..., Tiny], tmp_path: Path, fitted: bool, due: int
 ) -> None:
