@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from t1_edge.build import Decoder, Source
 from t1_edge.contract import Contract
+from t1_edge_export.bars import Bars, no_bars
+from t1_edge_export.checkpoint import Origin
 from t1_edge_export.decoder import tensors
 from t1_edge_export.pipeline import export
 from t1_edge_export.request import Request
@@ -67,11 +69,13 @@ class RandomCheckpoint:
         return json.dumps(json.loads(tokenizer.to_str()))
 
     @property
-    def source(self) -> Source:
+    def origin(self) -> Origin:
         """Nobody's."""
-        return Source(
-            id="random", sha256=hashlib.sha256(b"").hexdigest(), licence="Apache-2.0", note="noise"
-        )
+        return Origin(id="random", licence="Apache-2.0", note="noise")
+
+    def source(self, bars: Bars = no_bars) -> Source:
+        """Nobody's."""
+        return self.origin.hashed(hashlib.sha256(b"").hexdigest())
 
     @property
     def stored_bytes(self) -> int:

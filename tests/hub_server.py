@@ -24,7 +24,8 @@ class Hub:
     """What the server has, and what it was asked for.
 
     Attributes:
-        files: Of the one repository `someone/tiny`, by name.
+        files: Of the one repository, by name.
+        id: Of the repository.
         gated: Whether files are given to those alone who send `TOKEN`.
         private: Whether the repository is shown to those alone.
         cuts: Bytes of a body after which the connection is lost, by file, once for each.
@@ -34,6 +35,7 @@ class Hub:
     """
 
     files: Mapping[str, bytes]
+    id: str = "someone/tiny"
     gated: bool = False
     private: bool = False
     cuts: Mapping[str, list[int]] = field(default_factory=dict)
@@ -79,13 +81,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.partition("?")[0]
-        file = re.fullmatch(r"/(\w+/\w+)/resolve/([^/]+)/(.+)", path)
-        listing = re.fullmatch(r"/api/models/(\w+/\w+)/(revision|tree)/([^/]+)", path)
+        file = re.fullmatch(r"/([\w-]+/[\w-]+)/resolve/([^/]+)/(.+)", path)
+        listing = re.fullmatch(r"/api/models/([\w-]+/[\w-]+)/(revision|tree)/([^/]+)", path)
         found = file or listing
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if self.hub.status != 200:
             self._refuse(self.hub.status, "")
-        elif not found or found[1] != "someone/tiny" or (self.hub.private and not known):
+        elif not found or found[1] != self.hub.id or (self.hub.private and not known):
             self._refuse(401 if known is False else 404, "RepoNotFound")
         elif (file[2] if file else found[3]) not in ("main", COMMIT):
             self._refuse(404, "RevisionNotFound")
@@ -112,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, raw in files
         ]
         described = {
-            "id": "someone/tiny",
+            "id": self.hub.id,
             "sha": COMMIT,
             "siblings": [{"rfilename": name} for name, _ in files],
         }

@@ -71,7 +71,7 @@ def make(work: Path, *, four_bit: bool, say: Callable[[str], None]) -> Files:
         T1Error: If an export does.
     """
     checkpoint = _NANO.open(say)
-    folder = work / "speed" / checkpoint.source.sha256[:12]
+    folder = work / "speed" / checkpoint.source().sha256[:12]
     request = replace(_NANO.request(checkpoint, ("onnx", "gguf")), contract=ENDLESS)
     small = replace(request, budget=None, destination=folder / "four-bit")
     build = _kept(checkpoint, small if four_bit else replace(request, destination=folder / "nano"))

@@ -7,9 +7,8 @@ trained `<emb_token>` needs.
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -19,8 +18,17 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import Checkpoint, check_finite, check_nothing_left, hash_of
+from t1_edge_export.bars import Bars
+from t1_edge_export.checkpoint import (
+    Checkpoint,
+    Derived,
+    Origin,
+    bare_name,
+    check_finite,
+    check_nothing_left,
+)
 from t1_edge_export.decoder import EMBEDDING, HEAD, tensors
+from t1_edge_export.hashing import hash_of
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
 Float32Array = NDArray[np.float32]
@@ -45,6 +53,7 @@ class _Config(msgspec.Struct, frozen=True):
     peft_type: str
     r: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     lora_alpha: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+    base_model_name_or_path: str | None = None
     use_rslora: bool = False
     use_dora: bool = False
     bias: str = "none"
@@ -92,12 +101,21 @@ class _Factors:
     a: Float32Array
 
 
-def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def with_adapter(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    name: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> Checkpoint:
     """A checkpoint whose weights are merged with an adapter's.
 
     Args:
         checkpoint: What the adapter was trained on, with the tokens that it brings rows for.
         folder: As PEFT's `save_pretrained` writes it.
+        name: What the checkpoint is called beside its own name for itself: its folder's, often.
+        say: Called with a line of talk if the adapter names a base that is called otherwise, which
+            may be the folder's name on another machine.
 
     Raises:
         CheckpointError: If the folder is no adapter of this checkpoint, or asks for what is not
@@ -112,6 +130,12 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     stored = read_tensors(folder / WEIGHTS)
     if not stored:
         raise CheckpointError(f"{folder / WEIGHTS} holds no tensor")
+    base = config.base_model_name_or_path
+    if base and bare_name(base) not in map(bare_name, (checkpoint.origin.id, name)):
+        say(
+            f"{folder / CONFIG} names the base {base!r}, and this checkpoint is "
+            f"{checkpoint.origin.id!r}: make sure that they are one, an adapter fits no other"
+        )
     merged = _Merged(
         base=checkpoint,
         folder=folder,
@@ -121,7 +145,7 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     used = {key for name in merged.factors for key in _keys(name)}
     used |= {_rows_key(module) for module in config.tokens}
     check_nothing_left(stored.keys() - used, folder / WEIGHTS)
-    return merged
+    return Derived(checkpoint, rows=merged.rows, origin=merged.origin, source=merged.source)
 
 
 def merged_sha256(base: str, folder: Path) -> str:
@@ -217,24 +241,15 @@ class _Merged:
     new_rows: Mapping[str, Mapping[int, Float32Array]]
 
     @property
-    def decoder(self) -> Decoder:
-        return self.base.decoder
+    def origin(self) -> Origin:
+        """The base's name, and the adapter's."""
+        base = self.base.origin
+        return replace(base, id=f"{base.id} + {self.folder.resolve().name}")
 
-    @property
-    def tokenizer(self) -> str:
-        return self.base.tokenizer
-
-    @cached_property
-    def source(self) -> Source:
-        """The base's name and the adapter's, and a hash over both hashes."""
-        base = self.base.source
-        name = f"{base.id} + {self.folder.resolve().name}"
-        digest = merged_sha256(base.sha256, self.folder)
-        return msgspec.structs.replace(base, id=name, sha256=digest)
-
-    @property
-    def stored_bytes(self) -> int:
-        return self.base.stored_bytes
+    def source(self, bars: Bars) -> Source:
+        """The hash is over both hashes."""
+        digest = merged_sha256(self.base.source(bars).sha256, self.folder)
+        return self.origin.hashed(digest)
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         weights = self.base.rows(name, start, stop)

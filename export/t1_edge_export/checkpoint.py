@@ -4,16 +4,19 @@ A checkpoint is never held whole: `Checkpoint.rows` reads and converts what is a
 """
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder, Source, sha256_file
+from t1_edge.build import Decoder, Source
 from t1_edge.cache import MODELS, cache_dir
 from t1_edge.errors import CacheError, CheckpointError
+from t1_edge_export.bars import Bars, no_bars
 
 Float32Array = NDArray[np.float32]
 
@@ -22,6 +25,27 @@ SLAB_ROWS: Final = 8192
 
 PULLED: Final = "model.gguf"
 """What `t1-edge pull` calls the file in a checkpoint's directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a checkpoint says of itself: a `Source` but for the hash, which takes all its bytes.
+
+    Attributes:
+        id: Name of the checkpoint, as its publisher spells it.
+        revision: Commit on the Hugging Face hub; empty if it came from elsewhere.
+        licence: SPDX identifier, or "unknown".
+        note: What a reader should know of these weights.
+    """
+
+    id: str
+    revision: str = ""
+    licence: str = "unknown"
+    note: str = ""
+
+    def hashed(self, sha256: str) -> Source:
+        """With the hash, where a manifest wants it."""
+        return Source(sha256=sha256, **asdict(self))
 
 
 class Weights(Protocol):
@@ -51,12 +75,68 @@ class Checkpoint(Weights, Protocol):
         """The text of a tokenizer.json (the format of the `tokenizers` library)."""
 
     @property
-    def source(self) -> Source:
-        """Where the weights come from."""
+    def origin(self) -> Origin:
+        """What it says of itself; no weight is read for it."""
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights as they are stored, before they are converted."""
+
+    def source(self, bars: Bars = no_bars) -> Source:
+        """Where the weights come from; the first time all of their bytes are hashed.
+
+        Args:
+            bars: Shows how far that is.
+
+        Raises:
+            CheckpointError: If a file cannot be read.
+        """
+
+
+class Rows(Protocol):
+    """See `Weights.rows`."""
+
+    def __call__(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a tensor."""
+
+
+class Derived:
+    """A checkpoint made of another: what is not given is the other's.
+
+    Args:
+        base: The other.
+        rows: Reads rows, as `Weights.rows`.
+        decoder: The shape.
+        tokenizer: The text of a tokenizer.json.
+        origin: What it says of itself; together with `source`.
+        source: Where its weights come from, as `Checkpoint.source`.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        *,
+        rows: Rows | None = None,
+        decoder: Decoder | None = None,
+        tokenizer: str | None = None,
+        origin: Origin | None = None,
+        source: Callable[[Bars], Source] | None = None,
+    ) -> None:
+        self._base, self._tokenizer = base, tokenizer
+        self._source = source or base.source
+        self.rows = rows or base.rows
+        self.decoder = decoder or base.decoder
+        self.origin = origin or base.origin
+        self.stored_bytes = base.stored_bytes
+
+    @property
+    def tokenizer(self) -> str:
+        """The text of tokenizer.json, which the base reads once it is asked."""
+        return self._base.tokenizer if self._tokenizer is None else self._tokenizer
+
+    def source(self, bars: Bars = no_bars) -> Source:
+        """See `Checkpoint.source`."""
+        return self._source(bars)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -101,16 +181,12 @@ def find_checkpoint(name_or_path: str) -> Path:
     )
 
 
-def hash_of(path: Path) -> str:
-    """Hex sha256 of one of a checkpoint's files.
+def bare_name(name: str) -> str:
+    """A model's name by which others may know it, too: "mret1" of "ForwardAILabs/MRE-T1".
 
-    Raises:
-        CheckpointError: If it cannot be read.
+    Owner or folders, letters' case, and punctuation are left out.
     """
-    try:
-        return sha256_file(path)
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    return re.sub(r"[\W_]", "", Path(name).name).lower()
 
 
 def check_finite(weights: Float32Array, name: str, path: Path) -> None:

@@ -7,7 +7,7 @@ the contract that it holds is taken.
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import msgspec
 from t1_edge.build import MANIFEST, SCHEMA
 from t1_edge.contract import Contract
 from t1_edge.errors import ContractError
+from t1_edge_export.checkpoint import bare_name
 from t1_edge_export.presets import DEFAULT, OUTLINES, PRESETS, Outline
 
 CONTRACT: Final = "contract.toml"
@@ -44,23 +45,28 @@ def find_contract(name_or_path: str) -> Contract:
     return _complete(_fields(path), str(path))
 
 
-def contract_beside(checkpoint: Path, say: Callable[[str], None]) -> Contract:
+def contract_beside(
+    checkpoint: Path, id: str, say: Callable[[str], None] = lambda text: None
+) -> Contract:
     """The contract of a checkpoint for which none was named.
 
     Args:
         checkpoint: A Hugging Face folder, which may hold a contract.toml or a t1.json, or a GGUF,
             which may have one beside it.
+        id: What its publisher calls it.
         say: Called with a line on which contract it is.
 
     Returns:
         What lies there, or the default preset's.
 
     Raises:
-        ContractError: If what lies there is no contract, or both do and differ.
+        ContractError: If what lies there is no contract, or both do and differ; or nothing does,
+            and it is a model whose contract somebody has to complete.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     paths = [path for name in (CONTRACT, MANIFEST) if (path := folder / name).is_file()]
     if not paths:
+        _check_no_outline(id)
         say(
             f"{checkpoint} brings no {CONTRACT} and no {MANIFEST}: taking the preset {DEFAULT}, "
             "for a chat model that was not trained to embed; --contract names another"
@@ -73,6 +79,13 @@ def contract_beside(checkpoint: Path, say: Callable[[str], None]) -> Contract:
         )
     say(f"taking the contract in {paths[0]}")
     return found[0]
+
+
+def _check_no_outline(id: str) -> None:
+    """The default preset would be a guess for a model whose own templates are not public."""
+    for name, outline in OUTLINES.items():
+        if bare_name(id) == bare_name(outline.model):
+            raise ContractError(_asking(name, outline, outline.asks))
 
 
 def _fields(path: Path) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def _preset(base: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _asking(name: str, outline: Outline, missing: list[str]) -> str:
+def _asking(name: str, outline: Outline, missing: Sequence[str]) -> str:
     lines = ", ".join(f'{field} = "..."' for field in missing)
     return (
         f"the contract of {outline.model} is not public in whole, and t1-edge does not guess: "

@@ -6,7 +6,7 @@ The bounds and the measurements behind them are in docs/build-format.md.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.tokenizer_parity import differing_texts
 from t1_edge_export.trial import BUDGETS, Answers, Trial
 from t1_edge_export.trial_process import ask_documents, ask_format
+
+Verified = Format | Literal["documents"]
+"""What the gate runs: a format's files, or the graph for documents."""
 
 _WORST: Final = 3
 """Texts that a miss names."""
@@ -61,11 +64,11 @@ class Measured:
 
     Attributes:
         verification: Figures and bounds; `misses` compares them.
-        worst_texts: By format, the texts whose vectors are furthest from the reference's.
+        worst_texts: Of what was run, the texts whose vectors are furthest from the reference's.
     """
 
     verification: Verification
-    worst_texts: Mapping[Format, Sequence[str]]
+    worst_texts: Mapping[Verified, Sequence[str]]
 
 
 def measure(
@@ -108,11 +111,16 @@ def measure(
         answers[format] = ask_format(
             directory, format, decoder, trial, exact=exact, scratch=scratch
         )
+    worst: dict[Verified, Sequence[str]] = {
+        format: _worst_texts(trial.texts, truth.vectors, found.vectors)
+        for format, found in answers.items()
+    }
     read = None
     if documents:
         say("verifying what was written for documents")
         vectors = ask_documents(directory, decoder, trial, scratch=scratch)
         read = _documents(truth, vectors, bounds)
+        worst["documents"] = _worst_texts(DOCUMENTS, truth.vectors[-len(vectors) :], vectors)
     verification = Verification(
         rows=len(trial.rows),
         positions=len(truth.scores),
@@ -122,7 +130,6 @@ def measure(
         cross_engine_min=_cross([found.vectors for found in answers.values()]),
         documents=read,
     )
-    worst = {format: _worst_texts(trial, truth, found) for format, found in answers.items()}
     return Measured(verification=verification, worst_texts=worst)
 
 
@@ -240,9 +247,8 @@ def _documents(truth: Answers, found: Float32Array, bounds: Bounds) -> DocumentF
     )
 
 
-def _worst_texts(trial: Trial, truth: Answers, found: Answers) -> list[str]:
-    texts = trial.texts
-    order = cosines(found.vectors, truth.vectors).argsort()
+def _worst_texts(texts: Sequence[str], truth: Float32Array, found: Float32Array) -> list[str]:
+    order = cosines(found, truth).argsort()
     return list(dict.fromkeys(texts[row] for row in order.tolist()))[:_WORST]
 
 

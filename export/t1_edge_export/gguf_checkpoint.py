@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from t1_edge.build import Decoder, Source
 from t1_edge.errors import CheckpointError
-from t1_edge_export.checkpoint import check_nothing_left, hash_of
+from t1_edge_export.bars import Bars, no_bars
+from t1_edge_export.checkpoint import Origin, check_nothing_left
 from t1_edge_export.decoder import (
     EMBEDDING,
     FINAL_NORM,
@@ -23,6 +24,7 @@ from t1_edge_export.decoder import (
 )
 from t1_edge_export.gguf_file import open_gguf
 from t1_edge_export.gguf_tokenizer import GGUFTokenizer, tokenizer_json
+from t1_edge_export.hashing import hash_files
 
 Float32Array = NDArray[np.float32]
 
@@ -78,6 +80,7 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._sha256 = ""
         file = open_gguf(path)
         self._keys, self._tensors = file.keys, file.tensors
         self._decoder = self._read_decoder()
@@ -106,14 +109,13 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{self._path}: {e}") from e
 
     @cached_property
-    def source(self) -> Source:
-        """What the file says of itself, and the hash of its bytes."""
+    def origin(self) -> Origin:
+        """What the file says of itself."""
         parts = [self._field(f"general.{key}", "") for key in ("organization", "name")]
         stored = self._tensors[self._names[layer_name(0, "mlp.down_proj")]].kind_name
         floats = stored in ("F32", "F16", "BF16")
-        return Source(
+        return Origin(
             id="/".join(str(part) for part in parts if part) or self._path.stem,
-            sha256=hash_of(self._path),
             licence=str(self._field("general.license", "unknown")),
             note="" if floats else f"The checkpoint was {stored} already, and was dequantized.",
         )
@@ -122,6 +124,12 @@ class GGUFCheckpoint:
     def stored_bytes(self) -> int:
         """Bytes of the tensors, in their block formats."""
         return sum(tensor.size for tensor in self._tensors.values())
+
+    def source(self, bars: Bars = no_bars) -> Source:
+        """Where the weights come from; the hash is the file's."""
+        if not self._sha256:
+            [self._sha256] = hash_files([self._path], self._decoder, bars)
+        return self.origin.hashed(self._sha256)
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor, dequantized, in Hugging Face's order."""

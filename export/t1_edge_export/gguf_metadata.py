@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from t1_edge.build import Decoder, Source
+from t1_edge.build import Decoder
+from t1_edge_export.checkpoint import Origin
 from t1_edge_export.containers import Encoding, aligned, as_stored_in_gguf, bits
 from t1_edge_export.decoder import TensorSpec, linear_layers, tensors
 from t1_edge_export.gguf_checkpoint import VOCABULARY, gguf_names
@@ -38,7 +39,7 @@ def gguf_metadata(
     encodings: Mapping[str, Encoding],
     tokenizer: str,
     name: str,
-    source: Source,
+    origin: Origin,
 ) -> bytes:
     """The bytes before the first tensor's.
 
@@ -47,7 +48,7 @@ def gguf_metadata(
         encodings: Block format by tensor name.
         tokenizer: The text of tokenizer.json.
         name: Name of the build.
-        source: Where the weights come from.
+        origin: Where the weights come from.
 
     Returns:
         A multiple of `ALIGNMENT` bytes.
@@ -60,7 +61,7 @@ def gguf_metadata(
     with tempfile.TemporaryDirectory() as folder:  # the writer knows files alone
         path = Path(folder, "metadata.gguf")
         writer = gguf.GGUFWriter(path, decoder.family)
-        _describe(writer, decoder, encodings, name, source)
+        _describe(writer, decoder, encodings, name, origin)
         _describe_tokenizer(writer, tokenizer, decoder.padded_vocabulary)
         _announce(writer, decoder, encodings)
         writer.write_header_to_file()
@@ -89,13 +90,13 @@ def _describe(
     decoder: Decoder,
     encodings: Mapping[str, Encoding],
     name: str,
-    source: Source,
+    origin: Origin,
 ) -> None:
     import gguf
 
     writer.add_name(name)
-    writer.add_source_url(source.id)
-    writer.add_license(source.licence)
+    writer.add_source_url(origin.id)
+    writer.add_license(origin.licence)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     linear = Counter(as_stored_in_gguf(encodings[spec.name]) for spec in linear_layers(decoder))
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[linear.most_common(1)[0][0]]])

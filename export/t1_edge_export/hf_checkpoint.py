@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from t1_edge.build import TOKENIZER, Decoder, Source
 from t1_edge.errors import CheckpointError
-from t1_edge.machine import available_threads
-from t1_edge_export.checkpoint import check_nothing_left, hash_of
+from t1_edge_export.bars import Bars, no_bars
+from t1_edge_export.checkpoint import Origin, check_nothing_left
 from t1_edge_export.decoder import EMBEDDING, HEAD, TensorSpec, decoder_from_config, tensors
+from t1_edge_export.hashing import hash_files
 from t1_edge_export.safetensors_file import StoredTensor, read_tensors
 
 Float32Array = NDArray[np.float32]
@@ -50,6 +50,7 @@ class HuggingFaceCheckpoint:
         self._decoder = read_decoder(folder)
         self._id = id or _published_name(_read_json(folder / CONFIG)) or folder.resolve().name
         self._shards = _find_shards(folder)
+        self._sha256 = ""
         stored = _read_shards(self._shards)
         # An encoder that was saved without its head names its tensors from the decoder's own root.
         root = "model." if EMBEDDING.removeprefix("model.") in stored else ""
@@ -73,21 +74,21 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{self._folder} has no readable {TOKENIZER}: {e}") from e
 
     @cached_property
-    def source(self) -> Source:
-        """The folder's name for itself, and a hash over its shards' hashes."""
-        with ThreadPoolExecutor(available_threads()) as pool:
-            hashes = "".join(pool.map(hash_of, self._shards))
-        return Source(
-            id=self._id,
-            revision=self._revision,
-            sha256=hashlib.sha256(hashes.encode()).hexdigest(),
-            licence=_licence(self._folder / CARD),
-        )
+    def origin(self) -> Origin:
+        """The folder's name for itself, and what its card says."""
+        return Origin(id=self._id, revision=self._revision, licence=_licence(self._folder / CARD))
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the tensors in all shards."""
         return sum(tensor.size for tensor in self._stored.values())
+
+    def source(self, bars: Bars = no_bars) -> Source:
+        """Where the weights come from; the hash is over the shards' hashes."""
+        if not self._sha256:
+            hashes = "".join(hash_files(self._shards, self._decoder, bars))
+            self._sha256 = hashlib.sha256(hashes.encode()).hexdigest()
+        return self.origin.hashed(self._sha256)
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of a tensor."""

@@ -57,7 +57,12 @@ def parse_repository(text: str) -> Repository:
     return Repository(id=found[1], revision=found[2] or "main")
 
 
-def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
+def fetch(
+    repository: Repository,
+    say: Callable[[str], None],
+    *,
+    look: Callable[[Path, str], object] = lambda folder, id: None,
+) -> Path:
     """Bring a checkpoint into the cache of huggingface_hub; what is there is not fetched again.
 
     The description comes first, so that gigabytes of a model that cannot be exported stay where
@@ -66,6 +71,8 @@ def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
     Args:
         repository: Which.
         say: Called with a line of talk when there is something to wait for.
+        look: Called with the folder and the model's id before any weights come: what it raises
+            keeps them away.
 
     Returns:
         A Hugging Face folder, whose name is the commit.
@@ -93,6 +100,7 @@ def fetch(repository: Repository, say: Callable[[str], None]) -> Path:
         )
     _check_there(folder, _NEEDED, repository)
     read_decoder(folder)
+    look(folder, repository.id)
     names = shard_names(folder)
     _download(repository, folder.name, names)
     _check_there(folder, names, repository)

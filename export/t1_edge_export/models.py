@@ -88,7 +88,8 @@ class Model:
             MissingExtraError: If the gguf package is not installed.
         """
         base = open_checkpoint(pull(self.base, say=say))
-        return with_adapter(with_tokens(base, PRESETS[self.name]), self.folder)
+        known = with_tokens(base, PRESETS[self.name])
+        return with_adapter(known, self.folder, name=self.base, say=say)
 
     def request(self, checkpoint: Checkpoint, formats: Sequence[Format]) -> Request:
         """What to export, into the cache; an older build there is replaced.

@@ -1,4 +1,4 @@
-"""weights.bin read back: the weights that a graph multiplies with."""
+"""What was written for ONNX Runtime read back: the weights that its graphs multiply with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import ONNX_WEIGHTS, Decoder
+from t1_edge.build import DOCUMENTS_WEIGHTS, ONNX_WEIGHTS, Decoder
 from t1_edge.errors import ExportError
+from t1_edge_export.checkpoint import Weights
 from t1_edge_export.containers import Encoding, Slab
 from t1_edge_export.decoder import tensors
+from t1_edge_export.onnx_documents import lay_out_documents
 from t1_edge_export.onnx_layout import Matrix, lay_out, unpack_codes
 from t1_edge_export.quantize.blocks import dequantize
+from t1_edge_export.quantize.smoothing import Smoothing
 
 Float32Array = NDArray[np.float32]
 
@@ -70,3 +73,42 @@ class OnnxWeights:
             return found.reshape(rows, items)
         except (OSError, ValueError) as e:  # fewer than were asked for
             raise ExportError(f"cannot read {self._path}: {e}") from e
+
+
+class DocumentsWeights:
+    """The matrices of the graph for documents, as they would be without channels smoothed for it.
+
+    Args:
+        directory: Where documents.bin is.
+        decoder: The shape of the model.
+        smoothing: By which channels were smoothed.
+        others: Reads what documents.bin does not hold.
+    """
+
+    def __init__(
+        self, directory: Path, decoder: Decoder, smoothing: Smoothing, others: Weights
+    ) -> None:
+        self._path = directory / DOCUMENTS_WEIGHTS
+        self._places = lay_out_documents(decoder)
+        self._smoothing = smoothing
+        self._others = others
+
+    def rows(self, name: str, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of a matrix, dequantized.
+
+        Returns:
+            float32 [stop - start, in].
+
+        Raises:
+            ExportError: If a file cannot be read so far.
+        """
+        if name not in self._places:
+            return self._others.rows(name, start, stop)
+        place = self._places[name]
+        try:
+            codes = np.memmap(self._path, np.int8, "r", place.codes, (place.width, place.rows))
+            scales = np.memmap(self._path, "<f4", "r", place.scales, (place.rows,))
+        except (OSError, ValueError) as e:  # shorter than it was written
+            raise ExportError(f"cannot read {self._path}: {e}") from e
+        found = codes[:, start:stop].T * scales[start:stop, None]
+        return self._smoothing.undone(name, np.asarray(found, np.float32), start)

@@ -29,19 +29,22 @@ from t1_edge.tokenization import TextTokenizer
 from t1_edge.verification import Verification
 from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.card import CARD, model_card
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.checkpoint import Checkpoint, Weights
 from t1_edge_export.containers import Encoding
 from t1_edge_export.decoder import linear_weight_count, weight_count
 from t1_edge_export.formats import read_back
-from t1_edge_export.gate import measure
+from t1_edge_export.gate import Verified, measure
 from t1_edge_export.journal import Asked
 from t1_edge_export.onnx_documents import write_documents
+from t1_edge_export.onnx_reader import DocumentsWeights
 from t1_edge_export.plan import check_room, make_plan
 from t1_edge_export.precision import choose_eight_bit, eight_bit_layers
+from t1_edge_export.quantize.quantizer import Quantizer
 from t1_edge_export.quantize.sensitivity import by_worth
+from t1_edge_export.quantize.smooth_quant import smooth
 from t1_edge_export.reference_engine import ReferenceEngine
 from t1_edge_export.request import Request, check_request
-from t1_edge_export.staging import staged
+from t1_edge_export.staging import Staging, claimed, staged
 from t1_edge_export.trial import BUDGETS, Answers, Trial, answer_own, golden, set_trial
 from t1_edge_export.verdict import judge
 from t1_edge_export.vocabulary import with_tokens
@@ -79,63 +82,79 @@ def export(
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
     checkpoint = with_tokens(checkpoint, request.contract)
-    check_request(checkpoint, request)
-    plan = make_plan(checkpoint, request, quantizer_memory=request.quantizer.memory)
-    check_room(plan, resumed=request.resume is not False)
+    check_request(checkpoint, request, bars=bars)
+    check_room(make_plan(checkpoint, request), resumed=request.resume is not False)
+    with claimed(request.destination, force=request.force) as claim:
+        quantizer = request.quantizer.fit(checkpoint, say=say, bars=bars)
+        options = request.digest(checkpoint, bars)
+        asked = Asked(options=options, calibration=quantizer.calibration)
+        with staged(claim, resume=request.resume, asked=asked, say=say) as staging:
+            _write(staging, checkpoint, request, quantizer, say, bars)
+    return Build(request.destination)
+
+
+def _write(
+    staging: Staging,
+    checkpoint: Checkpoint,
+    request: Request,
+    quantizer: Quantizer,
+    say: Callable[[str], None],
+    bars: Bars,
+) -> None:
+    """Fill the staging directory with a build that the gate lets pass."""
     codec = Codec(request.contract, TextTokenizer(checkpoint.tokenizer))
-    with staged(
-        request.destination,
-        force=request.force,
-        resume=request.resume,
-        asked=Asked(options=request.digest(checkpoint), calibration=request.quantizer.calibration),
-        say=say,
-    ) as staging:
-        directory = staging.directory
-        (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
-        importance: Mapping[str, Float32Array] = {}
-        if request.budget or request.documents:
-            importance = request.quantizer.importance()
-        smoothed = request.quantizer.smoothing.applied(checkpoint)
-        encodings = _encodings(smoothed, request, importance, say, bars)
-        say(f"writing {' and '.join(request.formats)}")
-        with bars("quantizing", weight_count(checkpoint.decoder)) as progress:
-            weights = write_files(
-                directory,
-                request.formats,
-                smoothed,
-                encodings,
-                request.quantizer,
-                staging.journal,
-                metadata=request.metadata(smoothed, encodings),
-                cuda=request.cuda,
-                progress=progress,
-            )
-        read = partial(
-            read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings
-        )
-        if request.documents:
-            plainly = "" if importance else ", whose channels nothing evens out: no statistics"
-            say(f"writing what reads documents{plainly}")
-            with bars("writing", 2 * linear_weight_count(checkpoint.decoder)) as progress:
-                write_documents(directory, smoothed, encodings, importance, progress=progress)
-        say("asking the float reference for golden vectors")
-        trial, truth = _ask_reference(checkpoint, codec, bars)
-        golden(codec, trial, truth.vectors).save(directory / GOLDEN)
-        found = measure(
+    directory = staging.directory
+    (directory / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+    importance: Mapping[str, Float32Array] = {}
+    if request.budget or request.documents:
+        importance = quantizer.importance()
+    smoothed = quantizer.smoothing.applied(checkpoint)
+    encodings = _encodings(smoothed, request, importance, say, bars)
+    say(f"writing {' and '.join(request.formats)}")
+    with bars("quantizing", weight_count(checkpoint.decoder)) as progress:
+        weights = write_files(
             directory,
             request.formats,
-            checkpoint.decoder,
-            trial,
-            truth,
-            request.profile,
-            documents=request.documents,
-            scratch=staging.scratch,
-            say=say,
+            smoothed,
+            encodings,
+            quantizer,
+            staging.journal,
+            metadata=request.metadata(smoothed, encodings),
+            cuda=request.cuda,
+            progress=progress,
         )
-        verification = judge(found, smoothed, read, say, allow_drift=request.allow_drift)
-        manifest = _manifest(directory, checkpoint, request, encodings, verification, weights)
-        (directory / MANIFEST).write_bytes(manifest.to_json())
-    return Build(request.destination)
+    if request.documents:
+        plainly = "" if importance else ", whose channels nothing evens out: no statistics"
+        say(f"writing what reads documents{plainly}")
+        with bars("writing", 2 * linear_weight_count(checkpoint.decoder)) as progress:
+            write_documents(directory, smoothed, encodings, importance, progress=progress)
+    say("asking the float reference for golden vectors")
+    trial, truth = _ask_reference(checkpoint, codec, bars)
+    golden(codec, trial, truth.vectors).save(directory / GOLDEN)
+    found = measure(
+        directory,
+        request.formats,
+        checkpoint.decoder,
+        trial,
+        truth,
+        request.profile,
+        documents=request.documents,
+        scratch=staging.scratch,
+        say=say,
+    )
+    back = partial(read_back, directory=directory, decoder=checkpoint.decoder, encodings=encodings)
+
+    def read(what: Verified) -> Weights:
+        if what != "documents":
+            return back(what)
+        smoothing = smooth(checkpoint.decoder, smoothed, importance)
+        return DocumentsWeights(directory, checkpoint.decoder, smoothing, back("onnx"))
+
+    verification = judge(found, smoothed, read, say, allow_drift=request.allow_drift)
+    manifest = _manifest(
+        directory, checkpoint, request, quantizer.calibration, encodings, verification, weights
+    )
+    (directory / MANIFEST).write_bytes(manifest.to_json())
 
 
 def _encodings(
@@ -171,6 +190,7 @@ def _manifest(
     directory: Path,
     checkpoint: Checkpoint,
     request: Request,
+    calibration: str,
     encodings: Mapping[str, Encoding],
     verification: Verification,
     weights: str,
@@ -186,13 +206,13 @@ def _manifest(
         schema=SCHEMA,
         name=request.name,
         profile=request.profile,
-        source=checkpoint.source,
+        source=checkpoint.source(),
         decoder=decoder,
         contract=request.contract,
         formats=tuple(request.formats),
         encodings=dict(Counter(encodings.values())),
         eight_bit=eight_bit_layers(decoder, encodings),
-        calibration=request.quantizer.calibration,
+        calibration=calibration,
         files=entries,
         fingerprint=fingerprint(weights, tokenizer, request.contract, decoder, documents),
         verification=verification,

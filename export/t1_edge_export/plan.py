@@ -75,22 +75,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.files.values())
 
 
-def make_plan(
-    checkpoint: Checkpoint,
-    request: Request,
-    *,
-    quantizer_memory: int = 0,
-    collected_tokens: int = 0,
-) -> Plan:
+def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     """Plan an export that `check_request` refuses nothing of.
 
     Args:
         checkpoint: The float weights, with the contract's tokens.
         request: What to make of them.
-        quantizer_memory: Bytes that the quantizer will have resident, see `Quantizer.memory`.
-        collected_tokens: Tokens that statistics are collected over before.
     """
-    decoder = checkpoint.decoder
+    decoder, rounding = checkpoint.decoder, request.quantizer
     encodings = request.encodings(decoder)
     metadata = request.metadata(checkpoint, encodings)
     if limit := request.limit(decoder, metadata):
@@ -111,8 +103,8 @@ def make_plan(
         files=files,
         free_disk=shutil.disk_usage(nearest_folder(request.destination)).free,
         memory=max(
-            _memory_to_export(decoder) + quantizer_memory,
-            collecting_memory(decoder, collected_tokens) if collected_tokens else 0,
+            _memory_to_export(decoder) + rounding.quantizer_memory(decoder),
+            collecting_memory(decoder, rounding.tokens) if rounding.tokens else 0,
         ),
         engine_memory=BASE_MEMORY + int(max(engines)),
         free_memory=free_memory(),

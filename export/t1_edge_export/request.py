@@ -12,13 +12,14 @@ from t1_edge import __version__
 from t1_edge.build import Decoder, Format, Profile
 from t1_edge.contract import Contract
 from t1_edge.engines.opening import require
+from t1_edge_export.bars import Bars, no_bars
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.containers import BLOCK, BlockSize, Encoding
 from t1_edge_export.formats import check_profile, choose_encodings, require_writer
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.onnx_layout import LAYOUT
 from t1_edge_export.precision import Budget, Limit, find_limit
-from t1_edge_export.quantize.quantizer import SEARCH, Quantizer
+from t1_edge_export.quantize.quantizer import SEARCH, Rounding
 from t1_edge_export.staging import check_free, check_left, check_unlocked
 
 
@@ -32,7 +33,8 @@ class Request:
         contract: How text becomes tokens and a vector.
         formats: Engines to write for.
         profile: How to quantize.
-        quantizer: How the linear layers are rounded; a new one for each export.
+        quantizer: How the linear layers are rounded; a new one for each export. What is yet to be
+            fitted is so once no other process can export to the destination.
         budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
             as fit. All of them have 4 if None.
         block_size: Weights that share a scale. Wider blocks are smaller and faster in ONNX Runtime,
@@ -50,7 +52,7 @@ class Request:
     contract: Contract
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
-    quantizer: Quantizer = SEARCH
+    quantizer: Rounding = SEARCH
     budget: Budget | None = None
     block_size: BlockSize = BLOCK
     cuda: bool = False
@@ -102,19 +104,21 @@ class Request:
         """
         if "gguf" not in self.formats:
             return b""
-        text, source = checkpoint.tokenizer, checkpoint.source
-        return gguf_metadata(checkpoint.decoder, encodings, text, self.name, source)
+        text, origin = checkpoint.tokenizer, checkpoint.origin
+        return gguf_metadata(checkpoint.decoder, encodings, text, self.name, origin)
 
-    def digest(self, checkpoint: Checkpoint) -> str:
+    def digest(self, checkpoint: Checkpoint, bars: Bars) -> str:
         """Changes with all that decides the bytes of a build, but what its rounding is fitted to.
 
         Args:
             checkpoint: The float weights, with the contract's tokens; their bytes are hashed.
+            bars: Shows how far that is.
         """
+        source = checkpoint.source(bars)
         parts = [
             __version__,
             str(LAYOUT),
-            msgspec.json.encode(checkpoint.source).decode(),  # a GGUF says where it comes from
+            msgspec.json.encode(source).decode(),  # a GGUF says where it comes from
             checkpoint.tokenizer,
             msgspec.json.encode(self.contract).decode(),
             self.name,
@@ -128,12 +132,14 @@ class Request:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def check_request(checkpoint: Checkpoint, request: Request) -> None:
+def check_request(checkpoint: Checkpoint, request: Request, *, bars: Bars = no_bars) -> None:
     """Whether what is asked for can be made of a checkpoint, given disk and memory.
 
     Args:
-        checkpoint: The float weights, with the contract's tokens.
+        checkpoint: The float weights, with the contract's tokens; their bytes are hashed if there
+            is something to resume.
         request: What to make of them.
+        bars: Shows how far that is.
 
     Raises:
         CheckpointError: If the profile cannot hold the checkpoint.
@@ -147,8 +153,8 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
         request.profile,
         request.formats,
         budget=request.budget is not None,
-        chosen=bool(request.quantizer.calibration),
-        packs=request.quantizer.packed is not None,
+        chosen=request.quantizer.chosen,
+        packs=request.quantizer.packs,
         cuda=request.cuda,
         documents=request.documents,
         block_size=request.block_size,
@@ -162,4 +168,4 @@ def check_request(checkpoint: Checkpoint, request: Request) -> None:
     metadata = request.metadata(checkpoint, encodings)
     request.limit(checkpoint.decoder, metadata)
     if request.resume:
-        check_left(request.destination, partial(request.digest, checkpoint))
+        check_left(request.destination, partial(request.digest, checkpoint, bars))

@@ -38,12 +38,18 @@ class FoundCheckpoint:
         )
 
 
-def find_source(text: str, say: Callable[[str], None] = lambda text: None) -> FoundCheckpoint:
+def find_source(
+    text: str,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    look: Callable[[Path, str], object] = lambda folder, id: None,
+) -> FoundCheckpoint:
     """Find a checkpoint, or bring it from the hub.
 
     Args:
         text: A path, the name of a checkpoint that was pulled, or hf:owner/name[@revision].
         say: Called with a line of talk when there is something to wait for.
+        look: Called before weights are fetched from the hub; see `fetch`.
 
     Raises:
         CacheError: If there is neither such a path nor such a name.
@@ -54,7 +60,7 @@ def find_source(text: str, say: Callable[[str], None] = lambda text: None) -> Fo
         path = find_checkpoint(text)
         return FoundCheckpoint(path=path, name=_name(text))
     repository = parse_repository(text)
-    folder = fetch(repository, say)
+    folder = fetch(repository, say, look=look)
     return FoundCheckpoint(
         path=folder,
         name=repository.id.partition("/")[2],

@@ -41,32 +41,32 @@ class Staging:
     journal: Journal
 
 
-@contextmanager
-def staged(
-    destination: Path,
-    *,
-    force: bool = False,
-    resume: bool | None = False,
-    asked: Asked = NOTHING,
-    say: Callable[[str], None] = lambda text: None,
-) -> Iterator[Staging]:
-    """A staging directory beside the destination, published when the block ends without an error.
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A destination to which this process alone writes; `claimed` gives one.
 
-    An interruption (Ctrl-C, a kill, a power cut) leaves it for `resume`; an error removes it, and
-    the folders above it that were made for it.
+    Attributes:
+        destination: What the directory will be called.
+        partial: Beside it, where it is written before it is published.
+    """
+
+    destination: Path
+    partial: Path
+
+
+@contextmanager
+def claimed(destination: Path, *, force: bool = False) -> Iterator[Claim]:
+    """Keep other processes from a destination, for work that takes long and `staged` after it.
+
+    Where it ends in an error, folders that were made for it are gone.
 
     Args:
         destination: What the directory will be called.
-        force: Replace a build that stands there, and nothing else. It is untouched until the very
-            end, and comes back if the last rename fails.
-        resume: Go on with what an interrupted attempt left; without one, begin. If None, go on
-            where it is of the same, and start over where not.
-        asked: What decides the bytes of the build.
-        say: Called with a line of talk.
+        force: Replace a build that stands there, and nothing else.
 
     Raises:
         ExportError: If the destination exists without `force` or is no build, another process is
-            writing it, what is to be resumed is of something else, or something cannot be written.
+            writing it, or something cannot be written.
     """
     destination = _named(destination)
     check_free(destination, force)
@@ -75,17 +75,47 @@ def staged(
         try:
             _put_back(partial / _REPLACED, destination)
             check_free(destination, force)
-            if not (Journal.is_of(partial / _JOURNAL, asked) if resume is None else resume):
-                _clear(partial, say)
-            journal = _begin(partial, asked)
-            how = "the same again" if resume is None else "--resume"
-            with _removed(partial, how, say):
-                yield Staging(
-                    directory=partial / _BUILD, scratch=partial / _SCRATCH, journal=journal
-                )
-                _publish(partial, destination)
+            yield Claim(destination=destination, partial=partial)
         except OSError as e:
             raise ExportError(f"nothing was published at {destination}: {e}") from e
+        finally:
+            with suppress(OSError):  # nothing was staged, or nothing is left of it
+                if os.listdir(partial) == [_LOCK]:
+                    shutil.rmtree(partial)
+
+
+@contextmanager
+def staged(
+    claim: Claim,
+    *,
+    resume: bool | None = False,
+    asked: Asked = NOTHING,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Staging]:
+    """A staging directory beside the destination, published when the block ends without an error.
+
+    An interruption (Ctrl-C, a kill, a power cut) leaves it for `resume`; an error removes it. A
+    build that is replaced is untouched until the very end, and comes back if the last rename fails.
+
+    Args:
+        claim: Where to.
+        resume: Go on with what an interrupted attempt left; without one, begin. If None, go on
+            where it is of the same, and start over where not.
+        asked: What decides the bytes of the build.
+        say: Called with a line of talk.
+
+    Raises:
+        ExportError: If what is to be resumed is of something else.
+        OSError: If something cannot be written.
+    """
+    partial = claim.partial
+    if not (Journal.is_of(partial / _JOURNAL, asked) if resume is None else resume):
+        _clear(partial, say)
+    journal = _begin(partial, asked)
+    how = "the same again" if resume is None else "--resume"
+    with _removed(partial, how, say):
+        yield Staging(directory=partial / _BUILD, scratch=partial / _SCRATCH, journal=journal)
+        _publish(partial, claim.destination)
 
 
 @contextmanager

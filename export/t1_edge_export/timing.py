@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from t1_edge.build import Decoder, Source
 from t1_edge.errors import ExportError
 from t1_edge.machine import available_threads
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge_export.bars import Bars, no_bars
+from t1_edge_export.checkpoint import Checkpoint, Origin
 from t1_edge_export.decoder import linear_layers, linear_weight_count, tensors, weight_count
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 from t1_edge_export.journal import NOTHING, Journal
@@ -55,27 +56,24 @@ class StageSeconds(msgspec.Struct, frozen=True, kw_only=True):
     reference: float
 
 
-def probe_seconds(
-    checkpoint: Checkpoint, request: Request, *, calibration_tokens: int = 0
-) -> StageSeconds:
+def probe_seconds(checkpoint: Checkpoint, request: Request) -> StageSeconds:
     """Take a random block through the stages, on the disk that the files are for.
 
     Args:
         checkpoint: The float weights, with the contract's tokens.
         request: What to make of them.
-        calibration_tokens: Of the texts that the rounding is fitted to.
 
     Raises:
         ExportError: If the destination cannot be written, or memory is too small for a block.
     """
-    decoder = checkpoint.decoder
+    decoder, tokens = checkpoint.decoder, request.quantizer.tokens
     block = _Block(msgspec.structs.replace(decoder, layers=1, vocabulary=_VOCABULARY))
     weights = weight_count(decoder)
     all_weights = weights / weight_count(block.decoder)
     linear = linear_weight_count(decoder) / linear_weight_count(block.decoder)
     writing, judging = _writing(block, request)
     return StageSeconds(
-        calibrating=linear * _collecting(block, calibration_tokens) if calibration_tokens else 0.0,
+        calibrating=linear * _collecting(block, tokens) if tokens else 0.0,
         writing=all_weights * writing + linear * judging + weights * _hashing(),
         reference=all_weights * _answering(block, keep=is_kept(decoder)),
     )
@@ -85,7 +83,7 @@ class _Block:
     """A checkpoint of random weights, stored as bfloat16."""
 
     tokenizer = ""
-    source = Source(id="", sha256="", licence="")
+    origin = Origin(id="")
     stored_bytes = 0
 
     def __init__(self, decoder: Decoder) -> None:
@@ -97,6 +95,9 @@ class _Block:
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         stored = np.resize(self._stored, (stop - start, *self._shapes[name][1:]))
         return (stored.astype(np.uint32) << 16).view(np.float32)
+
+    def source(self, bars: Bars = no_bars) -> Source:
+        return self.origin.hashed("")
 
     @property
     def statistics(self) -> Statistics:

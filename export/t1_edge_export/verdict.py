@@ -5,12 +5,11 @@ from typing import Final
 
 import msgspec
 
-from t1_edge.build import Format
 from t1_edge.errors import GateError
 from t1_edge.verification import Verification
 from t1_edge_export.audit import relative_errors
 from t1_edge_export.checkpoint import Checkpoint, Weights
-from t1_edge_export.gate import Measured, misses
+from t1_edge_export.gate import Measured, Verified, misses
 
 _NAMED: Final = 3
 """Tensors that a miss names."""
@@ -19,7 +18,7 @@ _NAMED: Final = 3
 def judge(
     found: Measured,
     checkpoint: Checkpoint,
-    read: Callable[[Format], Weights],
+    read: Callable[[Verified], Weights],
     say: Callable[[str], None],
     *,
     allow_drift: bool,
@@ -29,8 +28,9 @@ def judge(
     Args:
         found: What the gate measured.
         checkpoint: The float weights.
-        read: Reads a format's weights back from its files; called for a miss alone.
-        say: Called with a line on what is missed where that is allowed, and before a long search.
+        read: Reads the weights of what was run back from its files; called for a miss alone.
+        say: Called with a line on what is missed, and by which texts, where that is allowed, and
+            before a long search.
         allow_drift: Publish a build that misses its bounds.
 
     Raises:
@@ -38,23 +38,28 @@ def judge(
             tensors that lost most to rounding.
     """
     missed = misses(found.verification)
+    if not missed:
+        return found.verification
     what = "; ".join(miss.sentence for miss in missed)
-    if missed and not allow_drift:
-        say(f"the build misses its bounds ({what}); looking for the tensors")
-        formats = {miss.format for miss in missed} - {None} or found.worst_texts.keys()
-        where = [
-            f"furthest from the reference in {format} are the texts {_quoted(texts)} and the "
-            f"tensors {_furthest(checkpoint, read(format))}"
-            for format, texts in found.worst_texts.items()
-            if format in formats
-        ]
-        raise GateError(
-            f"not published, the build misses its bounds: {'; '.join([what, *where])}; "
-            "--allow-drift publishes it all the same"
+    blamed = {miss.format for miss in missed} - {None} or found.verification.engines.keys()
+    worst = {name: texts for name, texts in found.worst_texts.items() if name in blamed}
+    if allow_drift:
+        where = [f"in {name} are the texts {_quoted(texts)}" for name, texts in worst.items()]
+        say(
+            f"published all the same, the build misses its bounds: {what}; furthest from the "
+            f"reference {', '.join(where)}"
         )
-    if missed:
-        say(f"published all the same, the build misses its bounds: {what}")
-    return msgspec.structs.replace(found.verification, drift_allowed=bool(missed))
+        return msgspec.structs.replace(found.verification, drift_allowed=True)
+    say(f"the build misses its bounds ({what}); looking for the tensors")
+    where = [
+        f"furthest from the reference in {name} are the texts {_quoted(texts)} and the "
+        f"tensors {_furthest(checkpoint, read(name))}"
+        for name, texts in worst.items()
+    ]
+    raise GateError(
+        f"not published, the build misses its bounds: {'; '.join([what, *where])}; "
+        "--allow-drift publishes it all the same"
+    )
 
 
 def _furthest(checkpoint: Checkpoint, written: Weights) -> str:

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import TOKENIZER, Decoder, Source
+from t1_edge.build import TOKENIZER, Decoder
 from t1_edge.contract import Contract
 from t1_edge.errors import CheckpointError, ContractError
-from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint
+from t1_edge_export.checkpoint import SLAB_ROWS, Checkpoint, Derived
 from t1_edge_export.decoder import EMBEDDING, HEAD
 from t1_edge_export.gguf_tokenizer import added_token
 
@@ -46,15 +46,20 @@ def with_tokens(checkpoint: Checkpoint, contract: Contract) -> Checkpoint:
     definition["added_tokens"] += [
         added_token(at, token, special=True) for at, token in added.items()
     ]
-    text = json.dumps(definition, ensure_ascii=False)
-    return _Extended(base=checkpoint, tokenizer=text, first=first, count=len(missing))
+    grown = _Grown(base=checkpoint, first=first, count=len(missing))
+    return Derived(
+        checkpoint,
+        rows=grown.rows,
+        decoder=grown.decoder,
+        tokenizer=json.dumps(definition, ensure_ascii=False),
+    )
 
 
 def _check_added(missing: list[str], contract: Contract, checkpoint: Checkpoint) -> None:
     for token in missing:
         if token not in contract.adds:
             raise ContractError(
-                f"{checkpoint.source.id} has no token {token!r}, and the contract does not say "
+                f"{checkpoint.origin.id} has no token {token!r}, and the contract does not say "
                 "that it may be added. A checkpoint that was trained to embed brings its tokens: "
                 "check that it is the right one. An added token begins untrained, at the mean of "
                 f"the others; a contract that wants that names it: adds = {json.dumps([token])}"
@@ -87,24 +92,23 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, Any], set[str], int]:
         found = msgspec.convert(definition, _Definition)
     except (ValueError, RecursionError) as e:
         raise CheckpointError(
-            f"the {TOKENIZER} of {checkpoint.source.id} is damaged, or of an unknown kind: {e}"
+            f"the {TOKENIZER} of {checkpoint.origin.id} is damaged, or of an unknown kind: {e}"
         ) from e
     added = {token.content: token.id for token in found.added_tokens}
     first = 1 + max([*found.model.vocab.values(), *added.values()], default=-1)
     if first > checkpoint.decoder.vocabulary:
         raise CheckpointError(
-            f"the {TOKENIZER} of {checkpoint.source.id} has {first} ids, the embedding "
+            f"the {TOKENIZER} of {checkpoint.origin.id} has {first} ids, the embedding "
             f"{checkpoint.decoder.vocabulary} rows: it is another model's"
         )
     return definition, set(added), first
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Extended:
-    """A checkpoint whose rows [first, first + count) of embedding and head are the mean row."""
+class _Grown:
+    """Weights whose rows [first, first + count) of embedding and head are the mean row."""
 
     base: Checkpoint
-    tokenizer: str
     first: int
     count: int
 
@@ -112,14 +116,6 @@ class _Extended:
     def decoder(self) -> Decoder:
         rows = max(self.base.decoder.vocabulary, self.first + self.count)
         return msgspec.structs.replace(self.base.decoder, vocabulary=rows)
-
-    @property
-    def source(self) -> Source:
-        return self.base.source
-
-    @property
-    def stored_bytes(self) -> int:
-        return self.base.stored_bytes
 
     def rows(self, name: str, start: int, stop: int) -> Float32Array:
         if name not in (EMBEDDING, HEAD):

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 
+from t1_edge.cli import main
 from t1_edge.errors import CheckpointError
 from t1_edge_export.adapter import CONFIG, WEIGHTS, with_adapter
 from t1_edge_export.checkpoint import open_checkpoint
@@ -129,6 +131,42 @@ def test_the_source_names_both(tiny: Callable[..., Tiny], adapter: Path, tmp_pat
     base = open_checkpoint(tiny("llama").folder)
     shutil.copytree(adapter, tmp_path / "other")
     merged = with_adapter(base, adapter)
-    assert merged.source.id == f"{base.source.id} + adapter"
-    assert merged.source.sha256 != base.source.sha256
-    assert merged.source.sha256 == with_adapter(base, tmp_path / "other").source.sha256
+    assert merged.source().id == merged.origin.id == f"{base.origin.id} + adapter"
+    assert merged.source().sha256 != base.source().sha256
+    assert merged.source().sha256 == with_adapter(base, tmp_path / "other").source().sha256
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "silent"),
+    [
+        ("", "", True),
+        (None, "", True),
+        ("{folder}", "", True),
+        ("someone/{folder}/", "", True),
+        ("/home/somebody/models/Other-Model", "", False),
+        ("someone/Other-Model", "other_model", True),
+        ("someone/Other-Model", "another-model", False),
+    ],
+)
+def test_another_base_is_said_and_no_error(
+    tiny: Callable[..., Tiny], adapter: Path, base: str | None, name: str, silent: bool
+) -> None:
+    folder = tiny("llama").folder
+    config = json.loads((adapter / CONFIG).read_text())
+    named = base and base.format(folder=folder.name)
+    (adapter / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": named}))
+    said: list[str] = []
+    with_adapter(open_checkpoint(folder), adapter, name=name, say=said.append)
+    assert (said == []) == silent
+    assert all(f"names the base {named!r}" in line and folder.name in line for line in said)
+
+
+def test_the_command_says_that_the_base_is_another(
+    tiny: Callable[..., Tiny], adapter: Path, own_cache: Path
+) -> None:
+    command = ["export", str(tiny("llama").folder), "--contract", "chat", "--dry-run"]
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "a/b"}))
+    found = CliRunner().invoke(main, [*command, "--adapter", str(adapter)])
+    assert found.exit_code == 0, found.output
+    assert "names the base 'a/b'" in found.stderr

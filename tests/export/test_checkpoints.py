@@ -95,7 +95,7 @@ def test_an_encoder_saved_without_its_head_is_read(
 )
 def test_the_licence_is_that_of_the_front_matter(folder: Path, card: str, licence: str) -> None:
     (folder / "README.md").write_text(card)
-    assert open_checkpoint(folder).source.licence == licence
+    assert open_checkpoint(folder).source().licence == licence
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_licence_is_that_of_the_front_matter(folder: Path, card: str, licenc
 )
 def test_a_path_is_no_name(folder: Path, name: str, found: str) -> None:
     _config(folder, _name_or_path=name)
-    assert open_checkpoint(folder).source.id == found
+    assert open_checkpoint(folder).source().id == found
 
 
 def _config(folder: Path, **changes: Any) -> None:

@@ -2,19 +2,22 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from t1_edge.build import GGUF_MODEL, Build
+from t1_edge.cli import main
 from t1_edge.contract import Contract
 from t1_edge.errors import ContractError
 from t1_edge_export.contracts import contract_beside, find_contract
 from t1_edge_export.presets import OUTLINES, PRESETS
-from tiny import TINY_CONTRACT
+from tiny import TINY_CONTRACT, Tiny
 
 TOML = """
 query = "<|im_start|>Find: {text}<|im_end|>"
@@ -68,7 +71,7 @@ def test_a_builds_own_manifest_gives_its_contract(tiny_build: Callable[..., Buil
     path = tiny_build("llama", "float").path
     assert find_contract(str(path / "t1.json")) == TINY_CONTRACT
     talk: list[str] = []
-    assert contract_beside(path / GGUF_MODEL, talk.append) == TINY_CONTRACT
+    assert contract_beside(path / GGUF_MODEL, "tiny", talk.append) == TINY_CONTRACT
     assert talk == [f"taking the contract in {path / 't1.json'}"]
 
 
@@ -168,7 +171,7 @@ def test_the_contract_beside_a_checkpoint_is_taken(
     for name, text in {"model.gguf": b"", **files}.items():
         write(name, text)
     talk: list[str] = []
-    assert contract_beside(tmp_path / checkpoint, talk.append) == contract
+    assert contract_beside(tmp_path / checkpoint, "tiny", talk.append) == contract
     assert len(talk) == 1
     assert taken in talk[0]
 
@@ -177,11 +180,39 @@ def test_two_that_differ_are_not_chosen_from(write: Write, tmp_path: Path) -> No
     write("contract.toml", TOML)
     write("t1.json", _manifest(PRESETS["chat"]))
     with pytest.raises(ContractError, match=r"differ: name the right one with --contract"):
-        contract_beside(tmp_path, lambda text: None)
+        contract_beside(tmp_path, "tiny")
 
 
 def test_one_that_is_damaged_is_not_passed_over(write: Write, tmp_path: Path) -> None:
     write("contract.toml", TOML)
     write("t1.json", "{")
     with pytest.raises(ContractError, match=r"t1\.json is no contract"):
-        contract_beside(tmp_path, lambda text: None)
+        contract_beside(tmp_path, "tiny")
+
+
+@pytest.mark.parametrize("id", ["ForwardAILabs/MRE-T1", "somebody/mre-t1", "MRE T1"])
+def test_no_prompt_is_guessed_for_a_model_whose_own_is_not_public(
+    write: Write, tmp_path: Path, id: str
+) -> None:
+    with pytest.raises(ContractError, match="does not guess: read query, document, think_open, th"):
+        contract_beside(tmp_path, id)
+    write("contract.toml", TOML)
+    assert contract_beside(tmp_path, id) == TINY_CONTRACT
+
+
+@pytest.mark.parametrize("named", ["folder", "config"])
+def test_the_command_asks_for_what_is_not_public(
+    tiny: Callable[..., Tiny], tmp_path: Path, own_cache: Path, named: str
+) -> None:
+    folder = tmp_path / ("MRE-T1" if named == "folder" else "model")
+    shutil.copytree(tiny("qwen3").folder, folder)
+    if named == "config":
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"_name_or_path": "ForwardAILabs/MRE-T1"}
+        (folder / "config.json").write_text(json.dumps(config))
+    command = ["export", str(folder), "--dry-run"]
+    found = CliRunner().invoke(main, command)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "ForwardAILabs/MRE-T1 is not public in whole" in found.stderr
+    found = CliRunner().invoke(main, [*command, "--contract", "chat"])
+    assert found.exit_code == 0, found.output

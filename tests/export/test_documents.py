@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -38,16 +37,16 @@ from t1_edge.errors import (
     BuildError,
     DeviceError,
     EngineError,
-    GateError,
     InputError,
     MissingExtraError,
 )
 from t1_edge.machine import has_vnni
-from t1_edge_export import gate, slabs
+from t1_edge_export import slabs
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.formats import choose_encodings
 from t1_edge_export.onnx_documents import by_row, lay_out_documents, write_documents
+from t1_edge_export.onnx_reader import DocumentsWeights
 from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget
@@ -316,23 +315,6 @@ def test_a_graph_without_its_weights_is_damage(
         Build(tmp_path / "build")
 
 
-def test_the_gate_compares_the_graphs(
-    tiny: Callable[..., Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = _request(tmp_path / "build")
-    built = export(open_checkpoint(tiny("llama").folder), request)
-    figures = built.manifest.verification.documents
-    assert figures is not None
-    assert figures.floor < figures.cosine_min <= figures.cosine_mean < 1
-    bad = msgspec.structs.replace(figures, cosine_min=0.5)
-    monkeypatch.setattr(gate, "_documents", lambda *_: bad)
-    strict = Request(
-        name="tiny", destination=tmp_path / "strict", contract=TINY_CONTRACT, documents=True
-    )
-    with pytest.raises(GateError, match=r"the graph for documents: worst cosine .* 0\.5"):
-        export(open_checkpoint(tiny("llama").folder), strict)
-
-
 @pytest.mark.parametrize(
     ("formats", "profile", "message"),
     [(("gguf",), "portable", "ask for the format onnx"), (("onnx",), "float", "rounds nothing")],
@@ -383,11 +365,14 @@ def test_its_weights_are_the_checkpoints(
     )
     raw = (tmp_path / DOCUMENTS_WEIGHTS).read_bytes()
     places, behind = lay_out_documents(decoder), smooth(decoder, written, importance)
+    reader = DocumentsWeights(tmp_path, decoder, behind, written)
     for spec in linear_layers(decoder):
         place, rows = places[spec.name], spec.shape[0]
         codes = np.frombuffer(raw, np.int8, spec.size, place.codes).reshape(-1, rows).T
         scales = np.frombuffer(raw, np.float32, rows, place.scales)
         found = codes * scales[:, None]
+        middle = reader.rows(spec.name, 3, rows - 3)
+        np.testing.assert_allclose(middle, _undone(found, behind, spec.name)[3:-3], rtol=1e-5)
         lost = np.abs(found).max(axis=1, keepdims=True) / 250
         for smoothing in (before, behind):
             found, lost = (_undone(part, smoothing, spec.name) for part in (found, lost))

@@ -51,7 +51,7 @@ def _weights(checkpoint: Checkpoint) -> NDArray[np.float32]:
     checkpoint = with_tokens(checkpoint, TINY_CONTRACT)
     TextTokenizer(checkpoint.tokenizer).encode_plain("the weather")
     gguf_tokenizer(checkpoint.tokenizer, checkpoint.decoder.vocabulary)
-    assert checkpoint.source.sha256
+    assert checkpoint.source().sha256
     specs = tensors(checkpoint.decoder)
     return np.concatenate([checkpoint.rows(s.name, 0, s.shape[0]).reshape(-1) for s in specs])
 

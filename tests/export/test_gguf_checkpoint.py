@@ -17,9 +17,9 @@ _ONES = np.ones(64, np.float32)
 
 def test_smollm2_says_where_it_comes_from(smollm2_gguf: Path) -> None:
     checkpoint = GGUFCheckpoint(smollm2_gguf)
-    assert checkpoint.source.licence == "apache-2.0"
-    assert "Q4_1" in checkpoint.source.note
-    assert checkpoint.source.sha256.startswith("b179c952")
+    assert checkpoint.source().licence == "apache-2.0"
+    assert "Q4_1" in checkpoint.source().note
+    assert checkpoint.source().sha256.startswith("b179c952")
     assert checkpoint.decoder.head_dim == 64
     assert checkpoint.decoder.tied
 

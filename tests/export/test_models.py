@@ -64,6 +64,12 @@ def test_nano_passes_the_gate_with_what_ships(nano: Build) -> None:
     assert not manifest.verification.drift_allowed
 
 
+def test_its_adapter_is_of_its_base(cache: Path) -> None:
+    said: list[str] = []
+    NANO.open(said.append)
+    assert said == []
+
+
 def test_a_second_pull_finds_the_first(cache: Path, nano: Build) -> None:
     found = _pull("--json")  # nano is the default
     assert found.exit_code == 0, found.stderr

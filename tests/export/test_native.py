@@ -19,9 +19,9 @@ from t1_edge.cli import main
 from t1_edge.encoder import Encoder
 from t1_edge.errors import CheckpointError, EngineError, ExportError, MissingExtraError
 from t1_edge_export.audit import relative_errors
-from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.checkpoint import Checkpoint, Derived, open_checkpoint
 from t1_edge_export.containers import Encoding
-from t1_edge_export.decoder import TensorSpec, linear_layers
+from t1_edge_export.decoder import linear_layers
 from t1_edge_export.formats import choose_encodings, open_container, read_back
 from t1_edge_export.gguf_checkpoint import gguf_names
 from t1_edge_export.gguf_metadata import gguf_metadata
@@ -68,7 +68,7 @@ def _written(
 ) -> Stored:
     decoder = checkpoint.decoder
     encodings = choose_encodings(decoder, profile, ["gguf"], block_size=32)
-    metadata = gguf_metadata(decoder, encodings, checkpoint.tokenizer, "ours", checkpoint.source)
+    metadata = gguf_metadata(decoder, encodings, checkpoint.tokenizer, "ours", checkpoint.origin)
     container = open_container("gguf", folder, decoder, encodings, metadata)
     journal = Journal.open(folder / "journal.jsonl", NOTHING)
     write_weights(checkpoint, encodings, quantizer, [container], journal)
@@ -223,27 +223,19 @@ def test_what_native_has_no_use_for_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-class _Loud:
-    """A checkpoint, one of whose weights a float16 scale cannot hold."""
+def test_weights_too_large_for_a_scale_are_refused(checkpoint: Checkpoint) -> None:
+    spec = next(linear_layers(checkpoint.decoder))
 
-    def __init__(self, checkpoint: Checkpoint, spec: TensorSpec) -> None:
-        self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
-        self.source, self.stored_bytes = checkpoint.source, checkpoint.stored_bytes
-        self._rows, self._name = checkpoint.rows, spec.name
-
-    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        weights = self._rows(name, start, stop)
-        if name == self._name:
+    def rows(name: str, start: int, stop: int) -> NDArray[np.float32]:
+        weights = checkpoint.rows(name, start, stop)
+        if name == spec.name:
             weights = weights.copy()
             weights.reshape(-1)[0] = LARGEST * 1.01
         return weights
 
-
-def test_weights_too_large_for_a_scale_are_refused(checkpoint: Checkpoint) -> None:
-    spec = next(linear_layers(checkpoint.decoder))
     encodings = choose_encodings(checkpoint.decoder, "native", ["gguf"], block_size=32)
     with pytest.raises(CheckpointError, match=f"{spec.name} holds weights too large"):
-        list(encode(_Loud(checkpoint, spec), encodings, SEARCH))
+        list(encode(Derived(checkpoint, rows=rows), encodings, SEARCH))
 
 
 @pytest.mark.parametrize("encoding", ["q5_0", "q4_k", "q6_k"])

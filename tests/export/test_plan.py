@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +12,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from t1_edge.build import GGUF_MODEL, Build, Profile
+from t1_edge.build import GGUF_MODEL, TOKENIZER, Build, Profile
 from t1_edge.cli import main
 from t1_edge.errors import ExportError
+from t1_edge_export import hashing
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.containers import PlacedFile
 from t1_edge_export.decoder import weight_count
 from t1_edge_export.plan import check_room, make_plan
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.request import Request
 from t1_edge_export.timing import probe_seconds
 from t1_edge_export.vocabulary import with_tokens
@@ -59,7 +62,8 @@ def test_a_probe_has_seconds_for_each_stage_and_leaves_nothing(
     assert found.calibrating == 0
     assert found.writing > 0
     assert found.reference > 0
-    assert probe_seconds(checkpoint, request, calibration_tokens=100).calibrating > 0
+    texts = replace(request, quantizer=Calibration(kind="search", rows=[tuple(range(100))]))
+    assert probe_seconds(checkpoint, texts).calibrating > 0
     assert os.listdir(tmp_path) == []
 
 
@@ -87,11 +91,38 @@ def test_the_command_says_what_it_would_do(
     plain = CliRunner().invoke(main, arguments)
     assert plain.exit_code == 0, plain.stderr
     assert "weights.bin" in plain.stdout
+    assert re.search(r"^q4_0 +21 tensors +[0-9,]+ weights of 4\.5 bits$", plain.stdout, re.M)
+    assert re.search(r"^f32 .* of 32 bits$", plain.stdout, re.M)
     assert "that are free" in plain.stdout
     found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert {part["encoding"] for part in found["tensors"]} == {"q4_0", "q8_0", "f32"}
     assert set(found["seconds"]) == {"calibrating", "writing", "reference"}
     assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_reads_no_weight_to_hash_it(
+    tiny: Callable[..., Tiny], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashed(*arguments: object) -> str:
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr(hashing, "hash_of", hashed)
+    folder = tiny("qwen3").folder
+    command = ["export", "--dry-run", "--json", "--contract", "chat"]
+    found = CliRunner().invoke(main, [*command, str(folder)])
+    assert found.exit_code == 0, found.output
+    assert {"weights.bin", "model.gguf"} <= json.loads(found.stdout)["files"].keys()
+    shutil.copytree(folder, tmp_path / "other")
+    definition = json.loads((folder / TOKENIZER).read_text())
+    for changes, message in (
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"model": {}}, f"the {TOKENIZER} of other is damaged"),
+    ):
+        (tmp_path / "other" / TOKENIZER).write_text(json.dumps(definition | changes))
+        found = CliRunner().invoke(main, [*command, str(tmp_path / "other")])
+        assert (found.exit_code, message in found.stderr) == (1, True), found.output
+    with pytest.raises(AssertionError, match="hashed"):
+        open_checkpoint(folder).source()
 
 
 def test_the_command_refuses_what_an_export_would(

@@ -5,15 +5,19 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from attempts import attempt
+from attempts import asked, attempt, stand_still
 from stages import stage
 from t1_edge.build import Build
+from t1_edge.cli import main
 from t1_edge.errors import BuildError, ExportError
 from t1_edge_export import staging, weights
 from t1_edge_export.checkpoint import Checkpoint
@@ -21,7 +25,7 @@ from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import export
 from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, RowQuantizer
 from t1_edge_export.request import Request, check_request
-from t1_edge_export.staging import staged
+from t1_edge_export.staging import claimed
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
 
@@ -40,14 +44,21 @@ def _bytes(build: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in build.iterdir()}
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(
-    checkpoint: Checkpoint, request_: Request, tiny: Callable[..., Tiny]
-) -> None:
-    whole = _bytes(export(checkpoint, request_).path)
+def _processes() -> ForkServerContext:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["attempts", "gguf", "llama_cpp", "onnx", "onnxruntime"])
-    target = request_.destination.with_name("killed")
-    arguments = (tiny("llama").folder, target)
+    return processes
+
+
+@pytest.mark.parametrize(("fitted", "due"), [(False, 50), (True, 10)])
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    checkpoint: Checkpoint, tiny: Callable[..., Tiny], tmp_path: Path, fitted: bool, due: int
+) -> None:
+    target = tmp_path / "out" / "killed"
+    other = asked(checkpoint, target.with_name("tiny"), fitted=fitted)
+    whole = _bytes(export(checkpoint, other).path)
+    processes = _processes()
+    arguments = (tiny("llama").folder, target, fitted)
     began = time.monotonic()
     first = processes.Process(target=attempt, args=arguments)
     first.start()
@@ -58,13 +69,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     moment = random.Random(0)
     kills = attempts = 0
     reached: set[str] = set()
-    while kills < 50:
+    while kills < due:
         attempts += 1
         child = processes.Process(target=attempt, args=arguments)
         child.start()
         child.join(moment.uniform(0, longest))
         child.kill()
         child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
         kills += child.exitcode != 0
         reached |= {path.name for path in target.parent.glob(".killed.partial/build/*")}
         if target.exists():
@@ -73,7 +85,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         else:
             with pytest.raises(BuildError):
                 Build(target)
-    assert "golden.npz" in reached
+    assert reached >= ({"weights.bin", "documents.bin"} if fitted else {"golden.npz"})
     last = processes.Process(target=attempt, args=arguments)
     last.start()
     last.join()
@@ -249,9 +261,9 @@ def test_a_journal_of_noise_is_an_error(checkpoint: Checkpoint, request_: Reques
 
 def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> None:
     with (
-        staged(tmp_path / "build"),
+        claimed(tmp_path / "build"),
         pytest.raises(ExportError, match=f"process {os.getpid()} is writing"),
-        staged(tmp_path / "build"),
+        claimed(tmp_path / "build"),
     ):
         pass
 
@@ -259,7 +271,45 @@ def test_the_second_of_two_is_refused_with_the_firsts_pid(tmp_path: Path) -> Non
 def test_the_second_is_refused_before_it_begins(checkpoint: Checkpoint, request_: Request) -> None:
     with (
         pytest.raises(ExportError, match=rf"is writing {request_.destination} already"),
-        staged(request_.destination),
+        claimed(request_.destination),
     ):
         check_request(checkpoint, request_)
     check_request(checkpoint, request_)
+
+
+def test_another_process_is_refused_while_the_first_still_collects(
+    tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    processes, folder, target = _processes(), tiny("llama").folder, tmp_path / "build"
+    collecting, go_on = processes.Event(), processes.Event()
+    first = processes.Process(target=stand_still, args=(folder, target, collecting, go_on))
+    first.start()
+    try:
+        assert collecting.wait(120)
+        command = ["export", str(folder), "--contract", "chat", "--output", str(target)]
+        second = CliRunner().invoke(main, command)
+        assert (second.exit_code, second.stdout) == (1, "")
+        assert f"process {first.pid} is writing {target} already" in second.stderr
+        assert "collecting" not in second.stderr
+        assert first.pid != os.getpid()
+        assert first.is_alive()
+        assert os.listdir(tmp_path / ".build.partial") == ["lock"]
+    finally:
+        go_on.set()
+        first.join()
+    assert first.exitcode == 0
+    Build(target).check_hashes()
+    assert os.listdir(tmp_path) == ["build"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_ends_while_it_collects_leaves_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, error: type[BaseException]
+) -> None:
+    def fails(count: int) -> None:
+        raise error
+
+    request = asked(checkpoint, tmp_path / "out" / "tiny", fitted=True)
+    with pytest.raises(error):
+        export(checkpoint, request, bars=stage("collecting", fails))
+    assert os.listdir(tmp_path) == []

@@ -41,7 +41,7 @@ from t1_edge.errors import T1Error
 from t1_edge_export.sources import find_source
 try:
     found = find_source(sys.argv[1], lambda text: print(text, file=sys.stderr))
-    source = found.open().source
+    source = found.open().source()
     print(json.dumps({"path": str(found.path), "name": found.name, "id": source.id,
                       "revision": source.revision, "licence": source.licence}))
 except T1Error as e:
@@ -260,6 +260,21 @@ def test_a_preset_that_asks_does_so_before_anything_is_fetched(hub: Hub, client:
     assert (done.returncode, done.stdout) == (1, "")
     assert "does not guess" in done.stderr
     assert hub.asked == []
+
+
+def test_of_a_model_whose_prompts_are_not_public_no_weights_are_fetched(
+    hub: Hub, client: Client, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.id = "ForwardAILabs/MRE-T1"
+    main = "from t1_edge.cli import main; main()"
+    command = ["export", f"hf:{hub.id}", "--dry-run"]
+    done = client.run(main, *command, T1_EDGE_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not guess" in done.stderr
+    assert hub.fetched() == {"config.json", "tokenizer.json", "README.md", INDEX}
+    done = client.run(main, *command, "--contract", "chat", T1_EDGE_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == _wanted(files)
 
 
 @pytest.mark.parametrize(

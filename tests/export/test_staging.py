@@ -1,13 +1,22 @@
 """Published by one rename, or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from t1_edge.build import MANIFEST
 from t1_edge.errors import ExportError
-from t1_edge_export.staging import staged
+from t1_edge_export.staging import Staging, claimed
+from t1_edge_export.staging import staged as staged_in
+
+
+@contextmanager
+def staged(destination: Path, *, force: bool = False, resume: bool = False) -> Iterator[Staging]:
+    with claimed(destination, force=force) as claim, staged_in(claim, resume=resume) as staging:
+        yield staging
 
 
 def test_a_build_appears_whole(tmp_path: Path) -> None:
@@ -115,3 +124,25 @@ def test_a_parent_that_is_a_file_is_an_error(tmp_path: Path) -> None:
         staged(tmp_path / "file" / "b"),
     ):
         pass
+
+
+def test_work_that_fails_before_anything_is_staged_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "deep" / "build"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_work_that_fails_leaves_what_was_left_before(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "build"):
+        raise KeyboardInterrupt
+    left = sorted(os.listdir(tmp_path / ".build.partial"))
+    assert "journal.jsonl" in left
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "build"):
+        raise ZeroDivisionError
+    assert sorted(os.listdir(tmp_path / ".build.partial")) == left
+
+
+def test_what_is_not_staged_is_not_published(tmp_path: Path) -> None:
+    with claimed(tmp_path / "build"):
+        pass
+    assert os.listdir(tmp_path) == []

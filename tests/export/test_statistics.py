@@ -116,7 +116,7 @@ def test_they_lower_the_error_of_what_layers_give(
     assert compensated_for in (builds[2].path / "README.md").read_text(encoding="utf-8")
     assert len({build.manifest.fingerprint for build in builds}) == 3
     files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in builds]
-    smoothings = [wanted.quantizer.smoothing for wanted in (request, asked, twice)]
+    smoothings = [wanted.quantizer.fit(checkpoint).smoothing for wanted in (request, asked, twice)]
     errors = [
         [
             _error(spec, checkpoint, file, smoothing, inputs[spec.name])

@@ -132,7 +132,7 @@ def test_the_furthest_texts_are_named(codec: Codec) -> None:
     bent = Answers(
         library="", vectors=vectors, scores=truth.scores, thoughts=truth.thoughts, ends=truth.ends
     )
-    assert _worst_texts(trial, truth, bent)[:2] == [DOCUMENTS[-3], QUERIES[4]]
+    assert _worst_texts(trial.texts, truth.vectors, bent.vectors)[:2] == [DOCUMENTS[-3], QUERIES[4]]
 
 
 def test_divergence_is_that_of_torch() -> None:

@@ -111,7 +111,7 @@ def test_what_may_not_be_added_is_refused(padded: Checkpoint, adds: tuple[str, .
     refused = next(token for token in TOKENS if token not in adds)
     with pytest.raises(ContractError, match=rf'no token {refused!r}.*adds = \["{refused}"\]') as e:
         with_tokens(padded, _contract(TOKENS, adds))
-    assert padded.source.id in str(e.value)
+    assert padded.origin.id in str(e.value)
 
 
 def test_ids_do_not_follow_the_order_of_adds(padded: Checkpoint) -> None:

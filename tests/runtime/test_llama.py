@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import psutil
 import pytest
 from gguf import GGUFReader
 
-from t1_edge.build import GGUF_MODEL, Build, Decoder, Source
+from t1_edge.build import GGUF_MODEL, Build, Decoder
 from t1_edge.engines import llama_context
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.llama import LlamaEngine
 from t1_edge.engines.llama_mapping import LlamaMapping, can_map
 from t1_edge.errors import EngineError
-from t1_edge_export.checkpoint import Checkpoint, open_checkpoint
+from t1_edge_export.checkpoint import Derived, open_checkpoint
 from t1_edge_export.pipeline import export
 from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Tiny
@@ -144,33 +143,6 @@ def test_a_cache_that_grows_changes_nothing(engine: LlamaEngine) -> None:
     np.testing.assert_array_equal(_logits(engine, ROW), before)
 
 
-@dataclass(frozen=True)
-class _Shortened:
-    """A checkpoint without the last rows of its embedding."""
-
-    base: Checkpoint
-    vocabulary: int
-
-    @property
-    def decoder(self) -> Decoder:
-        return msgspec.structs.replace(self.base.decoder, vocabulary=self.vocabulary)
-
-    @property
-    def tokenizer(self) -> str:
-        return self.base.tokenizer
-
-    @property
-    def source(self) -> Source:
-        return self.base.source
-
-    @property
-    def stored_bytes(self) -> int:
-        return self.base.stored_bytes
-
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        return self.base.rows(name, start, stop)
-
-
 def _with_odd_vocabulary(tiny: Callable[..., Tiny], destination: Path) -> Build:
     request = Request(
         name="odd",
@@ -179,7 +151,9 @@ def _with_odd_vocabulary(tiny: Callable[..., Tiny], destination: Path) -> Build:
         profile="float",
         formats=("gguf",),
     )
-    return export(_Shortened(open_checkpoint(tiny("llama").folder), 379), request)
+    whole = open_checkpoint(tiny("llama").folder)
+    shorter = msgspec.structs.replace(whole.decoder, vocabulary=379)
+    return export(Derived(whole, decoder=shorter), request)
 
 
 def test_rows_that_kernels_do_not_divide_are_padded(

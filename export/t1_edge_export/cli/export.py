@@ -1,7 +1,6 @@
 """`t1-edge export`: a checkpoint to a build."""
 
 import re
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -198,13 +197,17 @@ def export(
         calibration = "none"
     named = find_contract(contract) if contract else None
     talk = timed_say()
-    source = find_source(checkpoint, talk)
+    # Nothing of gigabytes is fetched, either, where no contract could be taken.
+    source = find_source(
+        checkpoint, talk, look=lambda folder, id: named or contract_beside(folder, id)
+    )
     name = name or source.name
-    found = named or contract_beside(source.path, talk)
+    opened = source.open()
+    found = named or contract_beside(source.path, opened.origin.id, talk)
     # Before the adapter, which may train the new rows; and the bar counts them.
-    opened = with_tokens(source.open(), found)
+    opened = with_tokens(opened, found)
     if adapter:
-        opened = with_adapter(opened, adapter)
+        opened = with_adapter(opened, adapter, name=source.name, say=talk)
     request = Request(
         name=name,
         destination=output or build_dir(name),
@@ -213,33 +216,26 @@ def export(
         cuda=cuda,
         documents=documents,
         profile=profile,
+        quantizer=read_calibration(kind, calibration, opened, found, save=save_statistics),
         budget=budget,
         block_size=size,
         force=force,
         resume=resume,
         allow_drift=allow_drift,
     )
-    check_request(opened, request)
-    calibrated = read_calibration(kind, calibration, opened, found, save=save_statistics)
-    plan = make_plan(
-        opened,
-        request,
-        quantizer_memory=calibrated.quantizer_memory(opened.decoder),
-        collected_tokens=calibrated.tokens,
-    )
+    bars = bars_in_bytes(opened)
     if dry_run:
+        check_request(opened, request, bars=bars)
+        plan = make_plan(opened, request)
         if not as_json:
             _show(plan)
         check_room(plan, resumed=resume)  # before a block of it is in memory
-        seconds = probe_seconds(opened, request, calibration_tokens=calibrated.tokens)
+        seconds = probe_seconds(opened, request)
         if as_json:
             put_json(msgspec.to_builtins(plan) | {"seconds": msgspec.to_builtins(seconds)})
         else:
             _show_seconds(seconds, gptq=kind == "gptq")
         return
-    check_room(plan, resumed=resume)  # before statistics are collected for minutes
-    bars = bars_in_bytes(opened)
-    request = replace(request, quantizer=calibrated.fit(opened, say=talk, bars=bars))
     build = write(opened, request, say=talk, bars=bars)
     if as_json:
         sizes = {format: build.size(format) for format in build.manifest.formats}
@@ -253,7 +249,8 @@ def _show(plan: "Plan") -> None:
 
     click.echo(f"to {plan.destination}")
     for part in plan.tensors:
-        click.echo(f"{part.encoding:<12}{part.count:>5} tensors {part.weights:>15,} weights")
+        counts = f"{part.count:>5} tensors {part.weights:>15,} weights"
+        click.echo(f"{part.encoding:<12}{counts} of {part.bits:g} bits")
     if plan.within_budget:
         click.echo(
             "which linear layers get 8 bits is measured while it exports: these are of another "

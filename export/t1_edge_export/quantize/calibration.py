@@ -34,7 +34,7 @@ _MATRIX_SUFFIX: Final = ".gguf"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a quantizer is fitted to, read and checked; nothing has run over it.
+    """What a quantizer is fitted to, read and checked; nothing has run over it. See `Rounding`.
 
     GPTQ has rows; the search has rows, or statistics, or nothing; plain rounding has nothing.
 
@@ -51,6 +51,16 @@ class Calibration:
     rows: Sequence[tuple[int, ...]] = ()
     dataset: str = ""
     save: Path | None = None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether anything but the search was asked for, or that has something to weigh with."""
+        return self.kind != "search" or self.statistics is not None or bool(self.rows)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the quantizer will round to llama.cpp's own block formats."""
+        return self.kind == "search"
 
     @property
     def tokens(self) -> int:

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import Decoder, Source
-from t1_edge_export.checkpoint import Checkpoint
+from t1_edge.build import Decoder
+from t1_edge_export.checkpoint import Checkpoint, Derived
 from t1_edge_export.decoder import layer_name, tensors
 
 Float32Array = NDArray[np.float32]
@@ -59,6 +59,14 @@ class Smoothing:
             rows = (rows.T / self.outputs[name][start : start + len(rows)]).T
         return rows
 
+    def undone(self, name: str, rows: Float32Array, start: int) -> Float32Array:
+        """What `rows` was given, of what it gave."""
+        if name in self.outputs:
+            rows = (rows.T * self.outputs[name][start : start + len(rows)]).T
+        if name in self.inputs:
+            rows = rows / self.inputs[name]
+        return rows
+
     def importance(self, importance: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """Mean squared inputs, float32 [in] by tensor name, as they are behind the divisions."""
         found = dict(importance)
@@ -68,34 +76,11 @@ class Smoothing:
 
     def applied(self, checkpoint: Checkpoint) -> Checkpoint:
         """A checkpoint that computes the same, all factors in its weights."""
-        return _Smoothed(base=checkpoint, smoothing=self)
 
+        def rows(name: str, start: int, stop: int) -> Float32Array:
+            return self.rows(name, checkpoint.rows(name, start, stop), start)
 
-@dataclass(frozen=True, kw_only=True)
-class _Smoothed:
-    """See `Smoothing.applied`."""
-
-    base: Checkpoint
-    smoothing: Smoothing
-
-    @property
-    def decoder(self) -> Decoder:
-        return self.base.decoder
-
-    @property
-    def tokenizer(self) -> str:
-        return self.base.tokenizer
-
-    @property
-    def source(self) -> Source:
-        return self.base.source
-
-    @property
-    def stored_bytes(self) -> int:
-        return self.base.stored_bytes
-
-    def rows(self, name: str, start: int, stop: int) -> Float32Array:
-        return self.smoothing.rows(name, self.base.rows(name, start, stop), start)
+        return Derived(checkpoint, rows=rows)
 
 
 def activation_aware(decoder: Decoder, importance: Mapping[str, Float32Array]) -> Smoothing:
