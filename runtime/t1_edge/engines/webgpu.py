@@ -42,7 +42,7 @@ class WebGpuEngine:
     """
 
     batch_tokens = 512
-    batch_rows = 16  # each has a cache of its own, and waits for the others
+    batch_rows = 64
 
     def __init__(
         self, directory: Path, decoder: Decoder, *, threads: int, place: Place = PLACES["webgpu"]
