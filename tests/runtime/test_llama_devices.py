@@ -148,7 +148,7 @@ def test_a_gpu_gets_every_layer_and_the_processor_no_gpu(
 
     def load(model: bytes, parameters: Any) -> None:
         given = ctypes.cast(parameters.devices, ctypes.POINTER(ctypes.c_void_p))
-        found = []
+        found: list[int] = []
         while given[len(found)] is not None:
             found.append(given[len(found)])
         asked.append((model, parameters.n_gpu_layers, found))
