@@ -96,3 +96,22 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the test's own."""
     monkeypatch.setenv("T1_EDGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def cuda_wheel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes ONNX Runtime look like a wheel for CUDA: cuda_wheel(driver, version, cuda)."""
+
+    def make(driver: tuple[int, int] | None, version: str = "1.32.0", cuda: str = "13.0") -> None:
+        import onnxruntime
+        from onnxruntime.capi import build_and_package_info
+
+        from t1_edge.engines import devices
+
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+        monkeypatch.setattr(onnxruntime, "__version__", version)
+        monkeypatch.setattr(build_and_package_info, "cuda_version", cuda, raising=False)
+        monkeypatch.setattr(devices, "driver_version", lambda: driver)
+
+    return make

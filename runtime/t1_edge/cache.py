@@ -123,7 +123,7 @@ def remembered(
         type: Of what is found, likewise.
         find: Called if the cache does not know; what it raises is raised.
         again: Call it in any case.
-        keep: Whether to keep what it found.
+        keep: Whether to keep what it found; if not, what was kept before is forgotten.
     """
     name = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:32]
     path = cache_dir() / kind / f"{name}.json"
@@ -131,11 +131,13 @@ def remembered(
         with suppress(OSError, msgspec.MsgspecError):
             return msgspec.json.decode(path.read_bytes(), type=type)
     found = find()
-    if keep(found):
-        # A cache that cannot be written costs another time, nothing else.
-        with suppress(OSError):
+    # A cache that cannot be written costs another time, nothing else.
+    with suppress(OSError):
+        if keep(found):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(msgspec.json.encode(found))
+        else:
+            path.unlink(missing_ok=True)
     return found
 
 

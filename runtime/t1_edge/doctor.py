@@ -1,6 +1,7 @@
 """What this machine and its libraries can run, found by running it."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +11,10 @@ from t1_edge import __version__
 from t1_edge.bandwidth import read_bandwidth
 from t1_edge.build import Build, Format
 from t1_edge.cache import cache_dir, cache_obstacle, cached_builds, find_build
-from t1_edge.engines.devices import DEVICES, DeviceName
+from t1_edge.engines.devices import BY_NAME, DEVICES, DeviceName
+from t1_edge.engines.installed import Installed, installed
 from t1_edge.engines.nvidia import nvidia_driver
-from t1_edge.engines.probe import Probe, probe
+from t1_edge.engines.probe import Probe, keep, probe
 from t1_edge.engines.select import ReadingGraph, choose, reading_graph
 from t1_edge.errors import T1Error
 from t1_edge.machine import Processor, free_memory, processor, total_memory
@@ -67,6 +69,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         read_bandwidth: Bytes a second that the processor's threads read together, measured now:
             the ceiling of thinking.
         nvidia: What NVIDIA's driver says.
+        engines: What is installed of each engine.
         probes: For each format and device, whether a tiny build ran there.
         chosen: What "auto" takes.
         cache: Where the cache is.
@@ -81,6 +84,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     free_memory: int
     read_bandwidth: float
     nvidia: str
+    engines: list[Installed]
     probes: list[Probe]
     chosen: Chosen
     cache: str
@@ -106,6 +110,11 @@ def examine(build: str, *, budget: int | None = None) -> Report:
         InputError: If `OMP_NUM_THREADS` is not a number.
     """
     machine = processor()
+    probes = [probe(format, device) for device in (*DEVICES, *BY_NAME) for format in _FORMATS]
+    loaded = {one.format for one in probes if one.library}
+    for one in probes:
+        if one.format in loaded:
+            keep(one)
     return Report(
         versions={
             "t1-edge": __version__,
@@ -117,8 +126,9 @@ def examine(build: str, *, budget: int | None = None) -> Report:
         free_memory=free_memory(),
         read_bandwidth=read_bandwidth(machine.threads),
         nvidia=_nvidia(),
-        probes=[probe(format, device) for device in DEVICES for format in _FORMATS],
-        chosen=_chosen(build, budget),
+        engines=[installed(format, loads=format in loaded) for format in _FORMATS],
+        probes=probes,
+        chosen=_chosen(build, budget, probes),
         cache=str(cache_dir()),
         cache_obstacle=cache_obstacle(),
         builds=[_kept(path) for path in cached_builds()],
@@ -128,13 +138,13 @@ def examine(build: str, *, budget: int | None = None) -> Report:
 def _nvidia() -> str:
     driver = nvidia_driver()
     cuda = ".".join(map(str, driver.cuda))
-    return driver.missing or f"{driver.devices} GPUs, the driver gives CUDA {cuda}"
+    return driver.missing or f"{', '.join(driver.gpus)}; the driver gives CUDA {cuda}"
 
 
-def _chosen(build: str, budget: int | None) -> Chosen:
+def _chosen(build: str, budget: int | None, probes: Sequence[Probe]) -> Chosen:
     try:
         opened = Build(find_build(build))
-        found = choose(opened, budget=budget, again=True)
+        found = choose(opened, budget=budget, again=True, probes=probes)
     except T1Error as e:
         return Chosen(build=build, format="", device="", documents="", reason=str(e), seconds={})
     return Chosen(

@@ -1,71 +1,28 @@
 """Devices: what stands in their way, what ran, what is taken, and that nothing falls back."""
 
-import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from ctypes import c_int
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
-from click.testing import CliRunner
 
 from t1_edge.build import Build, Format
-from t1_edge.cli import main
 from t1_edge.engines import devices, llama_devices, nvidia, opening, probe, select
 from t1_edge.engines.llama import LlamaEngine
-from t1_edge.engines.nvidia import Driver
-from t1_edge.engines.onnx import PLACES, OnnxEngine
+from t1_edge.engines.onnx import OnnxEngine
+from t1_edge.engines.places import PLACES
 from t1_edge.engines.probe import PROBE_BUILD, Probe
 from t1_edge.engines.race import Pace
 from t1_edge.errors import DeviceError, EngineError
 from t1_edge.golden import check
 
 FORMATS: tuple[Format, ...] = ("onnx", "gguf")
-
-
-class RecordedDriver:
-    """libcuda, as it answers on some machine."""
-
-    def __init__(self, *, version: int, init: int = 0, counting: int = 0, devices: int = 1) -> None:
-        self._version, self._init, self._counting = version, init, counting
-        self._devices = devices
-
-    def cuDriverGetVersion(self, out: Any) -> int:
-        out._obj.value = self._version
-        return 0
-
-    def cuInit(self, flags: int) -> int:
-        return self._init
-
-    def cuDeviceGetCount(self, out: Any) -> int:
-        assert isinstance(out._obj, c_int)
-        out._obj.value = self._devices
-        return self._counting
-
-
-def test_a_driver_says_what_it_has() -> None:
-    found = nvidia.ask(RecordedDriver(version=12080, devices=2))
-    assert found == Driver(missing="", cuda=(12, 8), devices=2)
-
-
-@pytest.mark.parametrize(
-    ("driver", "reason"),
-    [
-        (RecordedDriver(version=12080, init=999), "does not start .CUDA error 999."),
-        (RecordedDriver(version=13000, init=100), "CUDA_VISIBLE_DEVICES"),
-        (RecordedDriver(version=13000, counting=3), "does not start .CUDA error 3."),
-    ],
-)
-def test_a_driver_without_a_gpu_says_why(driver: RecordedDriver, reason: str) -> None:
-    assert re.search(reason, nvidia.ask(driver).missing)
 
 
 def _wheel(folder: Path, name: str) -> None:
@@ -85,23 +42,6 @@ def test_both_wheels_of_onnx_runtime_are_refused_even_on_the_cpu(
     for device in ("cpu", "cuda"):
         with pytest.raises(DeviceError, match=r"both installed .* pip uninstall"):
             select.open_engine(build, engine="onnx", device=device)
-
-
-@pytest.fixture
-def cuda_wheel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes ONNX Runtime look like a wheel for CUDA: cuda_wheel(driver, version, cuda)."""
-
-    def make(driver: tuple[int, int] | None, version: str = "1.32.0", cuda: str = "13.0") -> None:
-        import onnxruntime
-        from onnxruntime.capi import build_and_package_info
-
-        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-        monkeypatch.setattr(onnxruntime, "__version__", version)
-        monkeypatch.setattr(build_and_package_info, "cuda_version", cuda, raising=False)
-        monkeypatch.setattr(devices, "driver_version", lambda: driver)
-
-    return make
 
 
 GPU = (13, 0)
@@ -161,8 +101,72 @@ def test_llama_without_a_gpu_says_how_to_compile_it(monkeypatch: pytest.MonkeyPa
 
 def test_llama_uses_no_device_but_those_that_were_asked_for() -> None:
     found = llama_devices.llama_devices()
-    assert [device for device in found if device.backend == "CPU"]
+    [processor] = [device for device in found if device.backend == "CPU"]
+    assert processor.name == "CPU"
+    assert processor.description
+    assert "CPU" in llama_devices.backends()
     assert list(llama_devices.device_array("cpu")) == [None]
+
+
+class RecordedAssignment:
+    """A session of ONNX Runtime, as it answers on some machine: what went where."""
+
+    def __init__(self, **nodes: Sequence[tuple[str, str]]) -> None:
+        self._nodes = nodes
+
+    def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(
+                ep_name=name,
+                get_nodes=lambda given=given: [
+                    SimpleNamespace(name=node, op_type=kind) for node, kind in given
+                ],
+            )
+            for name, given in self._nodes.items()
+        ]
+
+
+EMBEDDED, ATTENTION = ("embedded", "GatherBlockQuantized"), ("attention.0", "GroupQueryAttention")
+
+
+@pytest.mark.parametrize(
+    ("assigned", "reason"),
+    [
+        (
+            {"CUDAExecutionProvider": [EMBEDDED], "CPUExecutionProvider": [ATTENTION]},
+            r"run 1 nodes of .* outside of cuda, and 1 there, the first is attention\.0 "
+            r"\(GroupQueryAttention\): CUDAExecutionProvider has no kernels for them",
+        ),
+        (
+            {"CPUExecutionProvider": [EMBEDDED, ATTENTION]},
+            r"run 2 nodes of .* and 0 there, .* CUDAExecutionProvider was not started",
+        ),
+    ],
+)
+def test_nodes_that_fall_back_are_an_error_be_it_some_or_all(
+    tiny_build: Callable[..., Build],
+    cuda_wheel: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    assigned: dict[str, list[tuple[str, str]]],
+    reason: str,
+) -> None:
+    import onnxruntime
+
+    build = tiny_build("llama", "portable")
+    cuda_wheel(GPU)
+    made: list[dict[str, Any]] = []
+
+    def session(*_: object, **options: Any) -> RecordedAssignment:
+        made.append(options)
+        return RecordedAssignment(**assigned)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(DeviceError, match=reason):
+        OnnxEngine(build.path, build.manifest.decoder, threads=1, place=PLACES["cuda"])
+    assert made == [{"providers": ["CUDAExecutionProvider"], "enable_fallback": 0}]
+    assigned = {"CUDAExecutionProvider": [EMBEDDED, ATTENTION]}
+    engine = OnnxEngine(build.path, build.manifest.decoder, threads=1, place=PLACES["cuda"])
+    assert engine.info.device == "cuda"
 
 
 def test_nodes_that_run_elsewhere_are_an_error(tiny_build: Callable[..., Build]) -> None:
@@ -237,6 +241,27 @@ def test_auto_takes_what_ran_first(
         assert "not onnx on cuda: broken" in said
 
 
+def test_what_was_probed_just_now_counts_for_more_than_what_was_kept(
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = tiny_build("llama", "portable")
+    monkeypatch.setattr(select, "obstacle", lambda format, device: None)
+    monkeypatch.setattr(
+        select, "ran_before", lambda format, device: Probe(format=format, device=device, ran=True)
+    )
+
+    def gone(format: Format, device: devices.DeviceName) -> Probe:
+        return Probe(format=format, device=device, ran=False, reason="the GPU is gone")
+
+    fresh = [gone(format, device) for format in FORMATS for device in ("cuda", "metal")]
+    found = select.choose(build, probes=[*fresh, gone("gguf", "cpu")])
+    assert (found.format, found.device) == ("onnx", "cpu")
+    assert "not onnx on cuda: the GPU is gone" in found.reason
+    assert "not gguf on cpu: the GPU is gone" in found.reason
+    with pytest.raises(DeviceError, match=r"onnx: the GPU is gone; gguf: the GPU is gone"):
+        select.choose(build, probes=[*fresh, *(gone(format, "cpu") for format in FORMATS)])
+
+
 def test_a_library_that_is_no_longer_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> None:
         raise ImportError("libgomp.so.1: cannot open shared object file")
@@ -264,58 +289,3 @@ def test_the_llama_engine_says_where_it_ran(tiny_build: Callable[..., Build]) ->
     engine = LlamaEngine(build.file("model.gguf"), build.manifest.decoder, threads=1)
     assert engine.info.device == "cpu"
     engine.close()
-
-
-@pytest.fixture
-def kept(tiny_build: Callable[..., Build], own_cache: Path) -> Path:
-    """A build in the cache."""
-    path = own_cache / "builds" / "kept"
-    shutil.copytree(tiny_build("llama", "portable").path, path)
-    return path
-
-
-def test_doctor_says_what_runs(kept: Path) -> None:
-    found = CliRunner().invoke(main, ["doctor", "kept", "--json"])
-    assert found.exit_code == 0, found.output
-    report = json.loads(found.stdout)
-    probes = msgspec.convert(report["probes"], list[Probe])
-    assert {(one.format, one.device) for one in probes if one.ran} >= {(f, "cpu") for f in FORMATS}
-    assert all(one.reason for one in probes if not one.ran)
-    assert report["chosen"]["device"] in ("cpu", "cuda", "metal")
-    assert report["chosen"]["format"] in FORMATS
-    assert [build["problem"] for build in report["builds"]] == [""]
-    assert report["cache_obstacle"] == ""
-    plain = CliRunner().invoke(main, ["doctor", "kept", "--budget", "3"])
-    assert "onnx cpu   runs" in plain.stdout
-    assert "with a budget of 3: onnx " in plain.stdout
-    assert "every hash is right" in plain.stdout
-
-
-def test_doctor_says_that_the_cache_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("no directory")
-    monkeypatch.setenv("T1_EDGE_CACHE", str(tmp_path / "file" / "cache"))
-    found = CliRunner().invoke(main, ["doctor"])
-    assert f"{tmp_path / 'file' / 'cache'}: cannot be written" in found.stdout
-    assert "Not a directory" in found.stdout
-
-
-def test_doctor_fails_where_the_build_that_was_named_does_not_run(kept: Path) -> None:
-    command = CliRunner()
-    assert command.invoke(main, ["doctor", "kept"]).exit_code == 0
-    assert command.invoke(main, ["doctor"]).exit_code == 0  # nano was not pulled, nor asked for
-    found = command.invoke(main, ["doctor", "nothing-here"])
-    assert found.exit_code == 1
-    assert "auto       nothing for nothing-here" in found.stdout
-
-
-def test_doctor_finds_damage(kept: Path) -> None:
-    weights = kept / "weights.bin"
-    raw = bytearray(weights.read_bytes())
-    raw[100] ^= 1
-    weights.write_bytes(raw)
-    found = CliRunner().invoke(main, ["doctor", "nothing-here"])
-    assert found.exit_code == 1
-    assert "weights.bin is damaged" in found.stdout
-    assert "auto       nothing for nothing-here" in found.stdout

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from t1_edge.build import GGUF_MODEL, Build
 from t1_edge.engines.base import Engine
 from t1_edge.engines.fake import FakeEngine
-from t1_edge.engines.onnx import PLACES, OnnxEngine
+from t1_edge.engines.onnx import OnnxEngine
 from t1_edge.engines.opening import open_format
+from t1_edge.engines.places import PLACES
 from t1_edge.engines.select import open_engine
+from t1_edge.engines.webgpu import WebGpuEngine
 from t1_edge.errors import EngineError, InputError
 from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.reference_engine import ReferenceEngine
@@ -44,6 +46,7 @@ TOLERANCES = {
     "onnx": (1e-5, 1e-5),
     "gguf": (1e-5, 1e-5),
     "half": (4e-3, 4e-3),
+    "alone": (0.0, 1e-5),
     "float": (1e-6, 1e-6),
     "streamed": (1e-6, 1e-6),
 }
@@ -59,6 +62,8 @@ TOLERANCES = {
         "gguf-qwen3",
         "half-llama",
         "half-qwen3",
+        "alone-llama",
+        "alone-qwen3",
         "float-llama",
         "float-qwen3",
         "streamed-llama",
@@ -77,6 +82,8 @@ def case(
         engine = ReferenceEngine(checkpoint, keep=format == "float")
     elif format == "half":
         engine = _cuda_engine(tiny_build(family, "portable"))
+    elif format == "alone":
+        engine = _webgpu_engine(tiny_build(family, "float"))
     else:
         engine = open_engine(tiny_build(family, "float"), engine=format, threads=1)
     batch, split = TOLERANCES[format]
@@ -88,6 +95,12 @@ def _cuda_engine(build: Build) -> OnnxEngine:
     """What drives CUDA, its graph and its float16 cache, with the CPU in CUDA's place."""
     place = replace(PLACES["cuda"], provider="CPUExecutionProvider", memory="cpu")
     return OnnxEngine(build.path, build.manifest.decoder, threads=1, place=place)
+
+
+def _webgpu_engine(build: Build) -> WebGpuEngine:
+    """What drives WebGPU, a row at a time, with the CPU in WebGPU's place."""
+    place = replace(PLACES["webgpu"], provider="CPUExecutionProvider", memory="cpu")
+    return WebGpuEngine(build.path, build.manifest.decoder, threads=1, place=place)
 
 
 def _unit(hidden: NDArray[np.float32]) -> NDArray[np.float32]:

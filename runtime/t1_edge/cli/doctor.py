@@ -54,8 +54,13 @@ def _lines(report: "Report") -> Iterator[str]:
         f"read at {report.read_bandwidth / 1e9:.1f} GB/s"
     )
     yield f"nvidia     {report.nvidia}"
+    for engine in report.engines:
+        packages = " and ".join(engine.packages) or "no package is installed"
+        backends = f": compiled for {', '.join(engine.backends)}" if engine.backends else ""
+        devices = f"; finds {', '.join(engine.devices)}" if engine.devices else ""
+        yield f"{engine.format:<11}{packages}{backends}{devices}"
     for probe in report.probes:
-        where = f"{probe.format:<5}{probe.device:<6}"
+        where = f"{probe.format:<5}{probe.device:<5} "
         if probe.ran:
             yield f"{where}runs   {probe.library}, a tiny build in {probe.seconds:.2f} s"
         else:

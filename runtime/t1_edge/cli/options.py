@@ -25,7 +25,7 @@ engine = click.option(
 )
 device = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "metal"]),
+    type=click.Choice(["auto", "cpu", "cuda", "metal", "webgpu"]),
     default="auto",
     show_default=True,
     help="Where to run it; a device that cannot run is an error. auto: CUDA, Metal or CPU, the "

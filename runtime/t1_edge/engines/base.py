@@ -25,7 +25,7 @@ class EngineInfo:
     Attributes:
         engine: "onnx", "gguf" or "fake"; the build format that is driven.
         library: The library and its version, such as "onnxruntime 1.32.0".
-        device: "cpu", "cuda" or "metal": where the matrices really are multiplied.
+        device: "cpu", "cuda", "metal" or "webgpu": where the matrices really are multiplied.
         threads: CPU threads the engine may use.
         graph: Which of a build's graphs it runs: "everything", or "documents" alone.
     """

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Final, Literal
 
 from t1_edge.build import Format
-from t1_edge.engines.llama_devices import devices_of
-from t1_edge.engines.nvidia import NO_DRIVER, driver_version
-from t1_edge.engines.onnx import PLACES
+from t1_edge.engines.cuda_libraries import libraries_obstacle
+from t1_edge.engines.llama_devices import devices_of, has_backend
+from t1_edge.engines.nvidia import NO_DRIVER, driver_version, nvidia_driver
+from t1_edge.engines.places import PLACES
+from t1_edge.engines.webgpu_plugin import plugin_obstacle
 
-DeviceName = Literal["cpu", "cuda", "metal"]
+DeviceName = Literal["cpu", "cuda", "metal", "webgpu"]
 
 DEVICES: Final[tuple[DeviceName, ...]] = ("cuda", "metal", "cpu")
 """In the order in which "auto" takes them."""
+
+BY_NAME: Final[tuple[DeviceName, ...]] = ("webgpu",)
+"""Those that have to be asked for."""
+
+_LLAMA_NAMES: Final = {"cuda": "CUDA", "metal": "Metal", "webgpu": "WebGPU"}
 
 _GRAPH_NEEDS: Final = (1, 32)
 """The first ONNX Runtime whose attention takes `query_seqlens`."""
@@ -37,7 +44,12 @@ def obstacle(format: Format, device: DeviceName) -> str | None:
     if format == "gguf":
         return _llama_obstacle(device)
     if device == "metal":
-        return "ONNX Runtime has no Metal: run the build's GGUF (t1-edge[gguf])"
+        return (
+            "ONNX Runtime has no Metal: run the build's GGUF (t1-edge[gguf]), or ask for the "
+            "device webgpu"
+        )
+    if device == "webgpu":
+        return _both_wheels() or _version_obstacle() or plugin_obstacle()
     return _both_wheels() or _onnx_cuda_obstacle()
 
 
@@ -51,10 +63,18 @@ def _onnx_cuda_obstacle() -> str | None:
             f"onnxruntime {found} is a wheel without CUDA: pip uninstall onnxruntime, then "
             "pip install 't1-edge[cuda]'"
         )
+    return _version_obstacle() or _driver_obstacle(_wheel_cuda()) or libraries_obstacle(_packages())
+
+
+def _version_obstacle() -> str | None:
+    """Whether ONNX Runtime is too old."""
+    import onnxruntime
+
+    found = onnxruntime.__version__
     if tuple(map(int, found.split(".")[:2])) < _GRAPH_NEEDS:
         needed = ".".join(map(str, _GRAPH_NEEDS))
         return f"onnxruntime {found} is too old for the graph: it needs {needed} (query_seqlens)"
-    return _driver_obstacle(_wheel_cuda())
+    return None
 
 
 def _llama_obstacle(device: DeviceName) -> str | None:
@@ -68,9 +88,21 @@ def _llama_obstacle(device: DeviceName) -> str | None:
     missing = _driver_obstacle(None) if device == "cuda" else None
     if missing:
         return missing
-    backend, found = device.upper(), llama_cpp.__version__
-    again = _COMPILE.format(backend=backend, version=found)
-    return f"llama-cpp-python {found} was compiled without {backend}: {again}"
+    name, found = _LLAMA_NAMES[device], llama_cpp.__version__
+    again = _COMPILE.format(backend=name.upper(), version=found)
+    if not has_backend(device):
+        dawn = ", which needs Dawn" if device == "webgpu" else ""
+        return f"llama-cpp-python {found} was compiled without {name}: {again}{dawn}"
+    if device != "cuda":
+        return f"llama-cpp-python {found} was compiled with {name}, and finds no GPU for it"
+    driver = nvidia_driver()  # ggml has started it already, to count the GPUs
+    if driver.missing:
+        return driver.missing
+    return (
+        f"llama-cpp-python {found} was compiled with CUDA and finds none of the driver's GPUs "
+        f"({', '.join(driver.gpus)}): if for a newer CUDA than {'.'.join(map(str, driver.cuda))}, "
+        f"which the driver gives, update the driver, or {again}"
+    )
 
 
 def _both_wheels() -> str | None:

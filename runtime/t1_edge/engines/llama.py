@@ -29,7 +29,8 @@ class LlamaEngine:
         model: A build's model.gguf.
         decoder: The shape that the manifest gives.
         threads: CPU threads.
-        device: "cpu", or a GPU that llama.cpp was compiled for and finds: "cuda", "metal".
+        device: "cpu", or a GPU that llama.cpp was compiled for and finds: "cuda", "metal",
+            "webgpu".
         exact: Keep the cache and attend in float32, at half the speed: what float builds are for.
             Otherwise both are float16, as llama.cpp has them by itself.
         pack: Pack weights anew for the processor's kernels; if None, where these run.

@@ -7,7 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-_BACKENDS: Final[Mapping[str, tuple[str, ...]]] = {"cuda": ("CUDA",), "metal": ("MTL", "Metal")}
+_BACKENDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "cuda": ("CUDA",),
+    "metal": ("MTL", "Metal"),
+    "webgpu": ("WebGPU",),
+}
 """What ggml calls the backends of a device; Metal's has had two names."""
 
 
@@ -18,10 +22,14 @@ class LlamaDevice:
     Attributes:
         handle: ggml_backend_dev_t, an address.
         backend: Whose device it is: "CPU", "CUDA", "MTL", ...
+        name: As ggml numbers it: "CUDA0".
+        description: As its maker calls it.
     """
 
     handle: int
     backend: str
+    name: str
+    description: str
 
 
 def llama_devices() -> list[LlamaDevice]:
@@ -34,13 +42,29 @@ def llama_devices() -> list[LlamaDevice]:
             backend=library.ggml_backend_reg_name(
                 library.ggml_backend_dev_backend_reg(handle)
             ).decode(),
+            name=library.ggml_backend_dev_name(handle).decode(),
+            description=library.ggml_backend_dev_description(handle).decode(),
         )
         for handle in handles
     ]
 
 
+def backends() -> list[str]:
+    """Every backend that llama.cpp was compiled with, also one that finds no device here."""
+    library = _registry()
+    return [
+        library.ggml_backend_reg_name(library.ggml_backend_reg_get(at)).decode()
+        for at in range(library.ggml_backend_reg_count())
+    ]
+
+
+def has_backend(device: str) -> bool:
+    """Whether llama.cpp was compiled for a device, be it here or not."""
+    return any(found in _BACKENDS[device] for found in backends())
+
+
 def devices_of(device: str) -> list[LlamaDevice]:
-    """Those that are what t1-edge calls "cuda" or "metal"; none for "cpu"."""
+    """Those that are what t1-edge calls "cuda", "metal" or "webgpu"; none for "cpu"."""
     return [found for found in llama_devices() if found.backend in _BACKENDS.get(device, ())]
 
 
@@ -66,11 +90,14 @@ def _registry() -> Any:
 
     library: Any = _ggml.libggml
     address, text = ctypes.c_void_p, ctypes.c_char_p
-    library.ggml_backend_dev_count.restype = ctypes.c_size_t
-    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    library.ggml_backend_dev_get.restype = address
+    for kind in ("dev", "reg"):
+        getattr(library, f"ggml_backend_{kind}_count").restype = ctypes.c_size_t
+        get = getattr(library, f"ggml_backend_{kind}_get")
+        get.argtypes, get.restype = [ctypes.c_size_t], address
     for name, result in (
         ("ggml_backend_dev_backend_reg", address),
+        ("ggml_backend_dev_description", text),
+        ("ggml_backend_dev_name", text),
         ("ggml_backend_reg_name", text),
     ):
         function = getattr(library, name)

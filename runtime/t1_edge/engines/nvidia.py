@@ -1,14 +1,18 @@
-"""NVIDIA's driver, asked through its own library, which comes with the driver and nothing else.
+"""NVIDIA's driver, asked through its own libraries, which come with the driver and nothing else.
 
-The functions and their results are those of CUDA's driver API, cuda.h.
+The functions and their results are those of CUDA's driver API, cuda.h, and of NVML, nvml.h.
 """
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 _LIBRARY: Final = "libcuda.so.1"
+_MANAGEMENT: Final = "libnvidia-ml.so.1"
+_CHOOSING: Final = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+_LONGEST: Final = 256  # bytes of a name: more than either library gives
 _NO_DEVICE: Final = 100  # CUDA_ERROR_NO_DEVICE
 
 NO_DRIVER: Final = f"there is no NVIDIA driver: {_LIBRARY} cannot be loaded"
@@ -21,12 +25,12 @@ class Driver:
     Attributes:
         missing: Why no GPU of NVIDIA's can be used, with what to do; "" if one can.
         cuda: Newest CUDA that it runs, major and minor; zeros if there is no driver.
-        devices: How many GPUs it has.
+        gpus: Names of its GPUs that CUDA may use.
     """
 
     missing: str
     cuda: tuple[int, int] = (0, 0)
-    devices: int = 0
+    gpus: tuple[str, ...] = ()
 
 
 @cache
@@ -61,12 +65,58 @@ def ask(library: Any) -> Driver:
     if failed:
         reason = f"the NVIDIA driver does not start (CUDA error {failed}); see nvidia-smi"
         return Driver(missing=reason, cuda=cuda)
-    return Driver(missing="", cuda=cuda, devices=count.value)
+    return Driver(
+        missing="", cuda=cuda, gpus=tuple(_name(library, at) for at in range(count.value))
+    )
 
 
-def _load() -> Any:
+def gpus_in_sight() -> list[str]:
+    """What tells the GPUs that CUDA may use from others, to key what was found with them.
+
+    Each one's name and number, and what the environment says of which to take. The driver is not
+    started for that: NVML needs none of CUDA.
+    """
+    library = _load(_MANAGEMENT)
+    listed = [] if library is None else listed_gpus(library)
+    return [*listed, *(f"{name}={os.environ.get(name)}" for name in _CHOOSING)]
+
+
+def listed_gpus(library: Any) -> list[str]:
+    """Name and number of each GPU that NVML lists; none if it does not start.
+
+    Args:
+        library: libnvidia-ml, loaded by ctypes.
+    """
+    if library.nvmlInit_v2():
+        return []
     try:
-        return ctypes.CDLL(_LIBRARY)
+        count = ctypes.c_uint(0)
+        library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        return [_listed(library, at) for at in range(count.value)]
+    finally:
+        library.nvmlShutdown()
+
+
+def _listed(library: Any, at: int) -> str:
+    device, text = ctypes.c_void_p(), ctypes.create_string_buffer(_LONGEST)
+    if library.nvmlDeviceGetHandleByIndex_v2(at, ctypes.byref(device)):
+        return "not ours"  # of another container
+    parts = []
+    for ask_for in (library.nvmlDeviceGetName, library.nvmlDeviceGetUUID):
+        parts.append("" if ask_for(device, text, _LONGEST) else text.value.decode())
+    return " ".join(parts)
+
+
+def _name(library: Any, at: int) -> str:
+    device, text = ctypes.c_int(0), ctypes.create_string_buffer(_LONGEST)
+    failed = library.cuDeviceGet(ctypes.byref(device), at)
+    failed = failed or library.cuDeviceGetName(text, _LONGEST, device)
+    return "a GPU without a name" if failed else text.value.decode()
+
+
+def _load(library: str = _LIBRARY) -> Any:
+    try:
+        return ctypes.CDLL(library)
     except OSError:
         return None
 

@@ -15,18 +15,20 @@ node went where, and a node that went elsewhere is an error.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t1_edge.build import CUDA_GRAPH, DOCUMENTS_GRAPH, ONNX_GRAPH, Decoder
+from t1_edge.build import Decoder
 from t1_edge.cache import remembered
 from t1_edge.engines.base import EngineInfo, Float32Array
+from t1_edge.engines.cuda_libraries import preload
+from t1_edge.engines.places import PLACES, READER, Place
 from t1_edge.engines.room import check_room
 from t1_edge.engines.rows import Rows, check_prime, check_start
+from t1_edge.engines.webgpu_plugin import plugin_devices
 from t1_edge.errors import DeviceError, EngineError
 from t1_edge.machine import has_vnni, kernels
 
@@ -39,56 +41,6 @@ Caches = dict[str, NDArray[np.floating[Any]]]
 _STATES_A_THREAD: Final = 1024 * 576
 _MOST_TOKENS: Final = 4096
 _PAD: Final = 0  # any token will do: no real token attends to padding
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A device, as ONNX Runtime knows it.
-
-    Attributes:
-        device: As t1-edge names it.
-        provider: What runs the graph there.
-        memory: Where its KV cache lies.
-        graph: The build's file for it.
-        cache: Type of the KV cache, which is that of the graph's activations.
-        reads: What the graph is for: "everything", or "documents" alone.
-    """
-
-    device: str
-    provider: str
-    memory: str
-    graph: str
-    cache: "np.dtype[np.floating[Any]]"
-    reads: str = "everything"
-
-
-PLACES: Final = {
-    "cpu": Place(
-        device="cpu",
-        provider="CPUExecutionProvider",
-        memory="cpu",
-        graph=ONNX_GRAPH,
-        cache=np.dtype(np.float32),
-    ),
-    "cuda": Place(
-        device="cuda",
-        provider="CUDAExecutionProvider",
-        memory="cuda",
-        graph=CUDA_GRAPH,
-        cache=np.dtype(np.float16),
-    ),
-}
-"""By device."""
-
-READER: Final = Place(
-    device="cpu",
-    provider="CPUExecutionProvider",
-    memory="cpu",
-    graph=DOCUMENTS_GRAPH,
-    cache=np.dtype(np.float32),
-    reads="documents",
-)
-"""The graph that reads documents and writes nothing: it has no logits."""
 
 
 class OnnxEngine:
@@ -141,15 +93,26 @@ class OnnxEngine:
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "OnnxSession":
         """Open a session over a batch of token rows."""
-        check_start(self._rows, len(rows), self.batch_rows, closed=self._session is None)
+        check_start(self._rows, len(rows), self.batch_rows, closed=self.closed)
         shape, item = self._decoder, self._place.cache.itemsize
         fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
         if self._place.memory == "cpu":
             check_room(shape, len(rows), fresh.longest, cache_bytes=item)
-        begun = [self._begun(row) for row in fresh.tokens]
-        session = OnnxSession(self._session, shape, fresh, self._place, twin=self.twin, begun=begun)
+        session = self.over(fresh)
         self._rows = fresh  # not before: what fails until here leaves no session open
         return session
+
+    def over(self, rows: Rows) -> "OnnxSession":
+        """Open a session over rows that the caller has checked; others may be open beside it."""
+        begun = [self._begun(row) for row in rows.tokens]
+        return OnnxSession(
+            self._session, self._decoder, rows, self._place, twin=self.twin, begun=begun
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether the weights are freed."""
+        return self._session is None
 
     def _begun(self, row: Sequence[int]) -> "Caches | None":
         """Keys and values of what a row begins with, if that is known and the row goes on."""
@@ -315,6 +278,8 @@ def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSess
     """A session all of whose nodes run where they should."""
     import onnxruntime
 
+    if place.memory == "cuda":
+        preload()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -324,29 +289,37 @@ def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSess
     if place == READER and not has_vnni():
         # Pairs of products would be summed up in 16 bits, and cut there. Has no effect on ARM.
         options.add_session_config_entry("session.x64quantprecision", "1")
+    providers: list[str] | None = [place.provider]
     try:
+        if place.memory == "webgpu":
+            options.add_provider_for_devices(plugin_devices()[:1], {})  # it takes no more
+            providers = None
         session = onnxruntime.InferenceSession(
-            graph, options, providers=[place.provider], enable_fallback=0
+            graph, options, providers=providers, enable_fallback=0
         )
         parts = session.get_provider_graph_assignment_info()
     except Exception as e:  # the bindings raise one class an error code, without a base
         raise EngineError(f"ONNX Runtime cannot open {graph}: {e}") from e
     strays = [node for part in parts if part.ep_name != place.provider for node in part.get_nodes()]
     if strays:
+        took = sum(len(part.get_nodes()) for part in parts) - len(strays)
         raise DeviceError(
             f"ONNX Runtime would run {len(strays)} nodes of {graph} outside of {place.device}, "
-            f"the first is {strays[0].name} ({strays[0].op_type}): {_instead_of(place.provider)}"
+            f"and {took} there, the first is {strays[0].name} ({strays[0].op_type}): "
+            f"{_instead_of(place.provider, took)}"
         )
     return session
 
 
-def _instead_of(provider: str) -> str:
-    """Why a provider may not have run."""
+def _instead_of(provider: str, took: int) -> str:
+    """Why a provider may not have run all nodes, where it took some, or none."""
     import onnxruntime
 
-    if provider in onnxruntime.get_available_providers():
-        return f"{provider} could not be loaded, or has no kernels for them; see t1-edge doctor"
-    return f"this onnxruntime is a wheel without {provider}"
+    if provider not in onnxruntime.get_available_providers():
+        return f"this onnxruntime is a wheel without {provider}"
+    if took:
+        return f"{provider} has no kernels for them in onnxruntime {onnxruntime.__version__}"
+    return f"{provider} was not started; what ONNX Runtime warned of says why"
 
 
 def _allocate(

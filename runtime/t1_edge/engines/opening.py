@@ -9,6 +9,7 @@ from t1_edge.build import GGUF_MODEL, Build, Decoder, Format
 from t1_edge.engines.base import Engine
 from t1_edge.engines.devices import DeviceName, obstacle
 from t1_edge.engines.llama_devices import library_file
+from t1_edge.engines.places import PLACES, READER
 from t1_edge.errors import DeviceError, EngineError, MissingExtraError
 from t1_edge.machine import available_threads, check_threads
 
@@ -50,8 +51,12 @@ def open_format(
     reason = obstacle(format, device)
     if reason:
         raise DeviceError(f"{format} cannot run on {device}: {reason}")
+    if format == "onnx" and device == "webgpu":
+        from t1_edge.engines.webgpu import WebGpuEngine
+
+        return WebGpuEngine(directory, decoder, threads=threads)
     if format == "onnx":
-        from t1_edge.engines.onnx import PLACES, OnnxEngine
+        from t1_edge.engines.onnx import OnnxEngine
 
         return OnnxEngine(directory, decoder, threads=threads, place=PLACES[device])
     from t1_edge.engines.llama import LlamaEngine
@@ -73,7 +78,7 @@ def open_documents(directory: Path, decoder: Decoder, *, threads: int | None = N
         MissingExtraError: If ONNX Runtime is not installed.
     """
     load_library("onnx")
-    from t1_edge.engines.onnx import READER, OnnxEngine
+    from t1_edge.engines.onnx import OnnxEngine
 
     threads = available_threads() if threads is None else threads
     return OnnxEngine(directory, decoder, threads=threads, place=READER)
@@ -118,6 +123,11 @@ def library_of(format: Format) -> str:
     load_library(format)
     module, distribution, _ = _PACKAGES[format]
     return f"{distribution} {import_module(module).__version__}"
+
+
+def module_of(format: Format) -> str:
+    """What Python calls a format's library."""
+    return _PACKAGES[format][0]
 
 
 def installed_as(format: Format) -> list[object]:

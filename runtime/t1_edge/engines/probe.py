@@ -10,6 +10,7 @@ The build is a random Llama of one block, made by recipes/probe.
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from t1_edge import __version__
 from t1_edge.build import Build, Format
 from t1_edge.cache import remembered
 from t1_edge.engines.devices import DeviceName, obstacle
-from t1_edge.engines.nvidia import driver_version
+from t1_edge.engines.nvidia import driver_version, gpus_in_sight
 from t1_edge.engines.opening import installed_as, library_of, open_format
 from t1_edge.errors import EngineError, T1Error
 from t1_edge.golden import check
@@ -77,18 +78,40 @@ def probe(format: Format, device: DeviceName) -> Probe:
 
 
 def ran_before(format: Format, device: DeviceName) -> Probe:
-    """What came of the tiny build on a device, once for each library, driver and t1-edge.
+    """What came of the tiny build on a device, once for each library, driver, GPUs and t1-edge.
 
     That it ran is kept in the cache; that it did not is tried again.
 
     Args:
         format: Whose engine; its library is installed.
         device: Where.
+
+    Raises:
+        EngineError: If the library cannot be loaded.
+        MissingExtraError: If it is not installed.
     """
-    key = [__version__, device, driver_version(), installed_as(format), kernels()]
-    return remembered(
-        "probed", key, Probe, lambda: probe(format, device), keep=lambda found: found.ran
-    )
+    return _remembered(format, device, lambda: probe(format, device))
+
+
+def keep(found: Probe) -> None:
+    """Have `ran_before` know what came of a tiny build just now, whatever was kept.
+
+    Args:
+        found: What came of it; the engine's library can be loaded.
+
+    Raises:
+        EngineError: If it cannot.
+        MissingExtraError: If it is not installed.
+    """
+    _remembered(found.format, found.device, lambda: found, again=True)
+
+
+def _remembered(
+    format: Format, device: DeviceName, find: Callable[[], Probe], *, again: bool = False
+) -> Probe:
+    system = [driver_version(), gpus_in_sight(), kernels()]
+    key = [__version__, device, installed_as(format), system]
+    return remembered("probed", key, Probe, find, again=again, keep=lambda found: found.ran)
 
 
 def _run(format: Format, device: DeviceName) -> Probe:

@@ -1,7 +1,7 @@
 """Which engine drives a build, and on what. An asked-for device that cannot run is an error."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from t1_edge.engines.opening import (
     require,
     usable_formats,
 )
-from t1_edge.engines.probe import ran_before
+from t1_edge.engines.probe import Probe, ran_before
 from t1_edge.engines.race import Opener, race
 from t1_edge.errors import BuildError, DeviceError, InputError
 from t1_edge.golden import check_once
@@ -27,7 +27,7 @@ from t1_edge.machine import available_threads
 EngineChoice = Literal["auto", "onnx", "gguf"]
 DocumentGraph = Literal["auto", "documents", "everything"]
 ReadingGraph = Literal["documents", "everything"]
-Device = Literal["auto", "cpu", "cuda", "metal"]
+Device = Literal["auto", "cpu", "cuda", "metal", "webgpu"]
 
 
 _LOG: Final = logging.getLogger(__name__)
@@ -158,6 +158,7 @@ def choose(
     documents: DocumentGraph = "auto",
     budget: int | None = None,
     again: bool = False,
+    probes: Sequence[Probe] = (),
 ) -> Choice:
     """Choose an engine and a device for a build.
 
@@ -173,6 +174,7 @@ def choose(
         documents: Which graph is to read documents.
         budget: Tokens of the thoughts that are to come; the contract's if None.
         again: Measure even if it was measured before.
+        probes: What came of tiny builds just now, also on the CPU; of others, what is kept counts.
 
     Raises:
         BuildError: If the build does not hold the format.
@@ -191,7 +193,7 @@ def choose(
     formats = _formats(build, engine)
     for format in formats:
         load_library(format)
-    at, able, passed = _first_device(build, formats, device)
+    at, able, passed = _first_device(build, formats, device, probes)
     if len(able) == 1:
         [only] = able
         why = _why_only(build, engine, at)
@@ -237,25 +239,37 @@ def _formats(build: Build, engine: EngineChoice) -> list[Format]:
 
 
 def _first_device(
-    build: Build, formats: Sequence[Format], device: Device
+    build: Build, formats: Sequence[Format], device: Device, probes: Sequence[Probe]
 ) -> tuple[DeviceName, list[Format], str]:
     """The first device that is allowed and can run, the formats that it can run, what failed."""
     passed = ""
     reasons: list[str] = []
+    fresh = {(one.format, one.device): one for one in probes}
     for at in DEVICES if device == "auto" else (device,):
         against = {format: _against(build, format, at) for format in formats}
+        if device == "auto":
+            clear = [format for format, reason in against.items() if reason is None]
+            tried = {format: _failure(format, at, fresh) for format in clear}
+            failed = {format: reason for format, reason in tried.items() if reason is not None}
+            passed += "".join(f"; not {format} on {at}: {why}" for format, why in failed.items())
+            against |= failed
         able = [format for format, reason in against.items() if reason is None]
-        if device == "auto" and at != "cpu":
-            probes = {format: ran_before(format, at) for format in able}
-            able = [format for format in able if probes[format].ran]
-            failed = [found for found in probes.values() if not found.ran]
-            passed += "".join(f"; not {x.format} on {x.device}: {x.reason}" for x in failed)
         if able:
             if passed:
                 _LOG.warning("%s runs on %s%s", build.path, at, passed)
             return at, able, passed
         reasons = [f"{format}: {reason}" for format, reason in against.items()]
     raise DeviceError(f"{build.path} cannot run on {device}: {'; '.join(reasons)}")
+
+
+def _failure(
+    format: Format, device: DeviceName, fresh: Mapping[tuple[Format, DeviceName], Probe]
+) -> str | None:
+    """Why the tiny build did not run on a device; None if it did, or was not tried on a CPU."""
+    found = fresh.get((format, device))
+    if found is None and device != "cpu":
+        found = ran_before(format, device)
+    return None if found is None or found.ran else found.reason
 
 
 def _against(build: Build, format: Format, device: DeviceName) -> str | None:
