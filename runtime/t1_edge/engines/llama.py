@@ -16,7 +16,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.llama_context import MOST_ROWS, TOGETHER, Context, Entry
-from t1_edge.engines.room import check_room
+from t1_edge.engines.room import check_room, memory_for
 from t1_edge.engines.rows import Rows, check_start
 from t1_edge.tokenization import common_beginning
 
@@ -71,10 +71,12 @@ class LlamaEngine:
         if self.info.device == "cpu" and ledger.cells > self._context.cells:
             mean = -(-ledger.cells // len(rows))  # rows share the cache
             check_room(shape, len(rows), mean, cache_bytes=4 if self._exact else 2)
-        self._context.make_room(len(rows), ledger.cells)
-        ledger.cached = [self._context.begin(at, row) for at, row in enumerate(ledger.tokens)]
-        self._rows = ledger
-        return LlamaSession(self._context, shape, ledger)
+        with memory_for(ledger):
+            self._context.make_room(len(rows), ledger.cells)
+            ledger.cached = [self._context.begin(at, row) for at, row in enumerate(ledger.tokens)]
+            session = LlamaSession(self._context, shape, ledger)
+        self._rows = ledger  # not before: what fails until here leaves no session open
+        return session
 
     def close(self) -> None:
         """Free the context and the weights."""
@@ -104,17 +106,38 @@ class LlamaSession:
             if not rows.scored[row] and rows.cached[row] == len(tokens):
                 rows.cached[row] -= 1
                 self._context.forget_from(row, rows.cached[row])
-        self._run_prefix()
-        self._context.decode(self._pending("logits"), self._logits)
-        rows.keep()
-        rows.scored = [True] * len(rows)
-        return self._logits.copy()
+        with memory_for(rows):
+            self._run_prefix()
+            self._context.decode(self._pending("logits"), self._logits)
+            rows.keep()
+            rows.scored = [True] * len(rows)
+            return self._logits.copy()
 
     def peek(self, *tokens: int) -> Float32Array:
         """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
         rows = self._rows
         rows.check_peek(tokens)
-        self._run_prefix()
+        with memory_for(rows):
+            self._run_prefix()
+            self._decode_peek(tokens)
+            for at, row in enumerate(rows.tokens):
+                self._context.forget_from(at, len(row))
+            rows.keep()
+            return self._hidden.copy()
+
+    def close(self) -> None:
+        """The next session empties the cache."""
+        self._rows.open = False
+
+    def __enter__(self) -> "LlamaSession":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _decode_peek(self, tokens: Sequence[int]) -> None:
+        """Decode what is pending and the peeked tokens, whose last gives hidden states."""
+        rows = self._rows
         *lead, last = tokens
         ends = [
             Entry(last, len(row) + len(lead), at, "hidden") for at, row in enumerate(rows.tokens)
@@ -127,20 +150,6 @@ class LlamaSession:
         else:
             self._context.decode(self._pending(None, lead))
             self._context.decode(ends, hidden=self._hidden)
-        for at, row in enumerate(rows.tokens):
-            self._context.forget_from(at, len(row))
-        rows.keep()
-        return self._hidden.copy()
-
-    def close(self) -> None:
-        """The next session empties the cache."""
-        self._rows.open = False
-
-    def __enter__(self) -> "LlamaSession":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _pending(self, output: Literal["logits"] | None, lead: Sequence[int] = ()) -> list[Entry]:
         """The tokens that are not cached yet; of each row's last one, what is wanted.
