@@ -68,6 +68,7 @@ def quality(
     build: str,
     settles: Sequence[Settle] = (),
     one_by_one: bool = False,
+    batch_size: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] = lambda documents: None,
 ) -> list[QualityRow]:
@@ -82,6 +83,7 @@ def quality(
         build: What to call the build.
         settles: See `t1_edge.thinking.Settle`.
         one_by_one: Whether queries come alone, as they do from a person, and not in batches.
+        batch_size: Most texts that run together; as many as run well if None.
         say: Called with a line of talk.
         progress: Called with the number of documents just encoded.
 
@@ -91,7 +93,12 @@ def quality(
     """
     say(f"{len(dataset.queries)} queries, {dataset.unjudged} without a judgement left out")
     searcher = Searcher(
-        encoder=encoder, dataset=dataset, one_by_one=one_by_one, say=say, progress=progress
+        encoder=encoder,
+        dataset=dataset,
+        one_by_one=one_by_one,
+        batch_size=batch_size,
+        say=say,
+        progress=progress,
     )
     rows = [_judged("bm25", dataset, searcher.lexical)]
     reader = encoder.read_by()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,9 @@ HYBRID: Final = f"{DENSE}, bm25 by RRF"
 _QUERY_WEIGHT: Final = 5
 """How often BM25 reads the query for each time that it reads the thought."""
 
+_QUERIES: Final = 8
+"""Queries that think together, at most."""
+
 EXPANDED: Final = f"bm25 over query x{_QUERY_WEIGHT} and thought"
 THINKING_HYBRID: Final = f"direct, {EXPANDED} by RRF"
 
@@ -33,6 +36,7 @@ class Searcher:
         encoder: The build, loaded.
         dataset: What is searched.
         one_by_one: Whether queries come alone, and not in batches.
+        batch_size: Most texts that run together; as many as run well if None.
         say: Called with a line of talk.
         progress: Called with the number of documents just encoded.
     """
@@ -40,13 +44,20 @@ class Searcher:
     encoder: Encoder
     dataset: Dataset
     one_by_one: bool = False
+    batch_size: int | None = None
     say: Callable[[str], None] = lambda text: None
     progress: Callable[[int], None] = lambda documents: None
 
     @cached_property
     def documents(self) -> NDArray[np.float32]:
         """Vectors of the documents, float32 [n, d]."""
-        return document_vectors(self.encoder, self.dataset, say=self.say, progress=self.progress)
+        return document_vectors(
+            self.encoder,
+            self.dataset,
+            batch_size=self.batch_size,
+            say=self.say,
+            progress=self.progress,
+        )
 
     @cached_property
     def lexical(self) -> Run:
@@ -61,10 +72,8 @@ class Searcher:
     def think(self, budget: int, settle: Settle | None = None) -> Sequence[QueryEmbedding]:
         """Every query's thought and vector."""
         texts = [query.text for query in self.dataset.queries]
-        encode = partial(self.encoder.encode_queries, budget=budget, settle=settle)
-        if self.one_by_one:
-            return [found for text in texts for found in encode([text])]
-        return encode(texts)
+        size = 1 if self.one_by_one else min(self.batch_size or _QUERIES, _QUERIES)
+        return self.encoder.encode_queries(texts, budget=budget, settle=settle, batch_size=size)
 
     def dense(self, found: Sequence[QueryEmbedding]) -> Run:
         """What vectors of the queries find."""

@@ -21,6 +21,7 @@ def document_vectors(
     encoder: Encoder,
     dataset: Dataset,
     *,
+    batch_size: int | None = None,
     say: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> NDArray[np.float32]:
@@ -31,6 +32,7 @@ def document_vectors(
     Args:
         encoder: What to encode with. Vectors of different engines are kept apart.
         dataset: Whose documents.
+        batch_size: Most documents that run together; as many as run well if None.
         say: Called with a line of talk.
         progress: Called with the number of documents just done.
     """
@@ -42,7 +44,9 @@ def document_vectors(
             return found
         say(f"{path} is damaged; its vectors are computed again")
     texts = [document.text for document in dataset.documents]
-    embedded = encoder.embed_documents(texts, truncate=True, progress=progress)
+    embedded = encoder.embed_documents(
+        texts, truncate=True, batch_size=batch_size, progress=progress
+    )
     cut = int(embedded.truncated.sum())
     rate = int(embedded.tokens.sum()) / max(embedded.seconds, 1e-9)
     say(f"{len(texts)} documents encoded at {rate:,.0f} tokens/s, {cut} of them cut to the limit")

@@ -95,10 +95,12 @@ def test_measures_are_the_textbooks() -> None:
 class _Counting(FakeEngine):
     rows = 0
     last = 0
+    most = 0
 
     def start(self, rows, *, room):  # type: ignore[no-untyped-def]
         self.rows += len(rows)
         self.last = len(rows)
+        self.most = max(self.most, len(rows))
         return super().start(rows, room=room)
 
 
@@ -122,6 +124,14 @@ def test_documents_are_encoded_once(encoder: tuple[Encoder, _Counting], own_cach
     assert encoder[1].rows == 40
     np.testing.assert_array_equal(first, second)
     assert "in the cache" in said[-1]
+
+
+def test_as_many_run_together_as_are_asked_for(encoder: tuple[Encoder, _Counting]) -> None:
+    quality(encoder[0], _dataset(), [0], build="fake", batch_size=1)
+    assert encoder[1].most == 1
+    assert encoder[1].rows == 42
+    quality(encoder[0], _dataset(), [0], build="fake")  # the documents are known
+    assert encoder[1].most == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY cut", b"x" * 400])
@@ -211,7 +221,7 @@ def test_the_command_measures_a_real_build(
     assert {"budget", "ndcg@10", "recall@100", "queries"} <= rows[0].keys()
     assert rows[1]["device"] == "cpu"
     settling = ["--settle", "0.2,0.9999", "--settle-every", "1", "--one-by-one"]
-    plain = CliRunner().invoke(main, [*arguments, *settling])
+    plain = CliRunner().invoke(main, [*arguments, *settling, "--batch-size", "4"])
     assert plain.stdout.splitlines()[0].split()[:4] == ["system", "budget", "settle", "nDCG@10"]
     settled = [
         line.split()[2] for line in plain.stdout.splitlines() if line.startswith("t1-edge  ")

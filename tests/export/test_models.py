@@ -70,6 +70,12 @@ def test_its_adapter_is_of_its_base(cache: Path) -> None:
     assert said == []
 
 
+def test_nanos_engines_agree(nano: Build) -> None:
+    """On vectors of the same tokens; the gate's bound is for any checkpoint, and wider."""
+    assert nano.manifest.verification.cross_engine_min is not None
+    assert nano.manifest.verification.cross_engine_min >= 0.999
+
+
 def test_a_second_pull_finds_the_first(cache: Path, nano: Build) -> None:
     found = _pull("--json")  # nano is the default
     assert found.exit_code == 0, found.stderr

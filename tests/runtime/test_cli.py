@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from t1_edge.build import Build
 from t1_edge.cli import main
+from t1_edge.engines import room
 
 COMMANDS = ["pull", "export", "verify", "info", "doctor", "encode", "bench", "demo"]
 
@@ -171,6 +172,22 @@ def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
     assert "1 of 2 texts were longer" in found.stderr
 
 
+def test_a_batch_that_does_not_fit_can_be_smaller(
+    build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["the water of the lake " * 30] * 6
+    asked = ["encode", "--build", build, "--engine", "onnx", "--json", *texts]
+    assert _run(*asked).exit_code == 0  # whoever opens it first tries it on golden rows
+    monkeypatch.setattr(room, "free_memory", lambda: 1_000_000)
+    refused = _run(*asked)
+    assert refused.exit_code == 1
+    size = refused.stderr.split()[-1]
+    assert f"give a batch_size of {size}" in refused.stderr
+    found = _run(*asked, "--batch-size", size)
+    assert found.exit_code == 0, found.stderr
+    assert len(json.loads(found.stdout)["rows"]) == len(texts)
+
+
 def test_a_line_that_is_no_utf8_is_named(build: str, tmp_path: Path) -> None:
     (tmp_path / "texts").write_bytes(b"one\n\xff\xfe\n")
     found = _run("encode", "--build", build, "--file", str(tmp_path / "texts"))
@@ -196,6 +213,7 @@ def test_latency_needs_an_engine(build: str, monkeypatch: pytest.MonkeyPatch) ->
         (["encode", "--output", "/nowhere/v.npy", "x"], 1, "its folder is missing"),
         (["export", "x", "--save-statistics", "/nowhere/s.gguf"], 1, "its folder is missing"),
         (["encode", "--query", "--document-graph", "documents", "x"], 2, "is for documents"),
+        (["encode", "--query", "--batch-size", "2", "x"], 2, "--batch-size is for documents"),
         (["encode", "--query", "--thought", "t", "--budget", "3", "x"], 2, "leave --budget"),
         (["export", "hf:no/where", "--profile", "native"], 1, "ask for one format"),
         (["info", "nowhere"], 1, "no build 'nowhere'"),

@@ -276,7 +276,7 @@ def test_a_batch_that_does_not_fit_says_which_would(
     rows = [[7] * 100] * 8
     with closing(open_engine(tiny_build("llama", "portable"), engine=format, threads=1)) as engine:
         monkeypatch.setattr(room, "free_memory", lambda: 1)
-        with pytest.raises(EngineError, match="end other programs"):
+        with pytest.raises(EngineError, match="end other programs, or give shorter texts"):
             engine.start(rows, room=1)
         monkeypatch.setattr(room, "free_memory", lambda: 1_000_000)
         with pytest.raises(EngineError, match=r"8 rows .* give a batch_size of \d") as found:

@@ -77,6 +77,7 @@ def bench() -> None:
 @options.device
 @options.threads
 @options.document_graph
+@options.batch_size
 @options.as_json
 def quality(
     build: str,
@@ -91,6 +92,7 @@ def quality(
     device: Any,
     threads: int | None,
     document_graph: Any,
+    batch_size: int | None,
     as_json: bool,
 ) -> None:
     """What a build finds, what BM25 finds and what both do, in a folder of judged documents.
@@ -137,6 +139,7 @@ def quality(
             build=build,
             settles=settles,
             one_by_one=one_by_one,
+            batch_size=batch_size,
             say=say,
             progress=update,
         )

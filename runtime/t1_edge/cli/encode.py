@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @options.device
 @options.threads
 @options.document_graph
+@options.batch_size
 @options.as_json
 def encode(
     texts: tuple[str, ...],
@@ -59,6 +60,7 @@ def encode(
     device: Any,
     threads: int | None,
     document_graph: Any,
+    batch_size: int | None,
     as_json: bool,
 ) -> None:
     """Encode TEXTS, or the lines of a file, as queries or documents.
@@ -82,6 +84,8 @@ def encode(
         raise click.UsageError(f"--{asked[0]} is for queries: give --query")
     if query and document_graph != "auto":
         raise click.UsageError("--document-graph is for documents: leave --query out")
+    if query and batch_size:
+        raise click.UsageError("--batch-size is for documents: queries run one by one")
     if thought is not None and any(name in asked for name in ("budget", "deadline", "settle")):
         raise click.UsageError(
             "--thought is read, and none is written: leave --budget, --deadline and --settle out"
@@ -106,7 +110,9 @@ def encode(
                 "--deadline and --settle end a thought, and with a budget of 0 there is none: give "
                 "--budget"
             )
-        rows = _queries(encoder, lines, thinking) if query else _documents(encoder, lines)
+        rows = (
+            _queries(encoder, lines, thinking) if query else _documents(encoder, lines, batch_size)
+        )
         ran = encoder.info if query else encoder.read_by()
         running = f"{ran.library} on {ran.device}"
         graph = ran.graph
@@ -172,9 +178,11 @@ def _queries(encoder: "Encoder", texts: list[str], thinking: Mapping[str, Any]) 
     ]
 
 
-def _documents(encoder: "Encoder", texts: list[str]) -> list[_Row]:
+def _documents(encoder: "Encoder", texts: list[str], batch_size: int | None) -> list[_Row]:
     with progress(len(texts), "encoding") as update:
-        found = encoder.embed_documents(texts, truncate=True, progress=update)
+        found = encoder.embed_documents(
+            texts, truncate=True, batch_size=batch_size, progress=update
+        )
     columns = zip(texts, found.tokens, found.truncated, found.vectors, strict=True)
     return [
         _Row(text=text, vector=vector, truncated=bool(cut), more={"tokens": int(tokens)})

@@ -44,6 +44,12 @@ document_graph = click.option(
     help="Which graph reads documents: the one for documents, which a build may have, or the "
     "engine's for everything. auto: the former where it runs.",
 )
+batch_size = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="TEXTS",
+    help="Most texts that run together, where memory is scarce.  [default: as many as run well]",
+)
 budget = click.option(
     "--budget",
     type=click.IntRange(min=0),

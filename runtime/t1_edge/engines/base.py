@@ -56,7 +56,8 @@ class Session(Protocol):
         """Scores of the next token after each row, float32 [rows, vocabulary].
 
         Raises:
-            EngineError: If the library fails, which changes nothing, or the session is closed.
+            EngineError: If the library fails or memory runs out, which changes nothing, or the
+                session is closed.
         """
 
     def peek(self, *tokens: int) -> Float32Array:
@@ -70,8 +71,8 @@ class Session(Protocol):
 
         Raises:
             InputError: If there is no token, or one is not in the vocabulary.
-            EngineError: If the library fails, which changes nothing, a row has no room left for
-                them, or the session is closed.
+            EngineError: If the library fails or memory runs out, which changes nothing, a row has
+                no room left for them, or the session is closed.
         """
 
     def close(self) -> None:
@@ -119,8 +120,9 @@ class Engine(Protocol):
         Raises:
             InputError: If there is no row, a row is empty, a token is not in the vocabulary, or
                 the room is below 1.
-            EngineError: If the rows and their room do not fit the engine, another session is
-                open, or the engine is closed.
+            EngineError: If the rows and their room do not fit the engine, or memory (it says how
+                many might, and takes so many next), another session is open, or the engine is
+                closed.
         """
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from t1_edge.build import Decoder
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.llama_context import MOST_ROWS, TOGETHER, Context, Entry
-from t1_edge.engines.room import check_room
+from t1_edge.engines.room import check_room, memory_for
 from t1_edge.engines.rows import Rows, check_prime, check_start
 from t1_edge.tokenization import common_beginning
 
@@ -74,10 +74,12 @@ class LlamaEngine:
         if self.info.device == "cpu" and ledger.cells > self._context.cells:
             mean = -(-ledger.cells // len(rows))  # rows share the cache
             check_room(shape, len(rows), mean, cache_bytes=4 if self._exact else 2)
-        self._context.make_room(len(rows), ledger.cells)
-        ledger.cached = [self._context.begin(at, row) for at, row in enumerate(ledger.tokens)]
-        self._rows = ledger
-        return LlamaSession(self._context, shape, ledger)
+        with memory_for(ledger):
+            self._context.make_room(len(rows), ledger.cells)
+            ledger.cached = [self._context.begin(at, row) for at, row in enumerate(ledger.tokens)]
+            session = LlamaSession(self._context, shape, ledger)
+        self._rows = ledger  # not before: what fails until here leaves no session open
+        return session
 
     def close(self) -> None:
         """Free the context and the weights."""
@@ -110,8 +112,9 @@ class LlamaSession:
         with self._caching():
             self._run_prefix()
             self._context.decode(self._pending("logits"), self._logits)
+            found = self._logits.copy()
         rows.scored = [True] * len(rows)
-        return self._logits.copy()
+        return found
 
     def peek(self, *tokens: int) -> Float32Array:
         """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
@@ -119,20 +122,8 @@ class LlamaSession:
         rows.check_peek(tokens)
         with self._caching():
             self._run_prefix()
-            *lead, last = tokens
-            ends = [
-                Entry(last, len(row) + len(lead), at, "hidden")
-                for at, row in enumerate(rows.tokens)
-            ]
-            pending = self._pending("logits", lead)
-            if len(pending) + len(ends) <= TOGETHER:
-                self._context.decode([*pending, *ends], self._logits, self._hidden)
-                for at, row in enumerate(rows.tokens):
-                    rows.scored[at] |= rows.cached[at] < len(row)
-            else:
-                self._context.decode(self._pending(None, lead))
-                self._context.decode(ends, hidden=self._hidden)
-        return self._hidden.copy()
+            self._decode_peek(tokens)
+            return self._hidden.copy()
 
     def close(self) -> None:
         """The next session empties the cache."""
@@ -144,11 +135,28 @@ class LlamaSession:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _decode_peek(self, tokens: Sequence[int]) -> None:
+        """Decode what is pending and the peeked tokens, whose last gives hidden states."""
+        rows = self._rows
+        *lead, last = tokens
+        ends = [
+            Entry(last, len(row) + len(lead), at, "hidden") for at, row in enumerate(rows.tokens)
+        ]
+        pending = self._pending("logits", lead)
+        if len(pending) + len(ends) <= TOGETHER:
+            self._context.decode([*pending, *ends], self._logits, self._hidden)
+            for at, row in enumerate(rows.tokens):
+                rows.scored[at] |= rows.cached[at] < len(row)
+        else:
+            self._context.decode(self._pending(None, lead))
+            self._context.decode(ends, hidden=self._hidden)
+
     @contextmanager
     def _caching(self) -> Iterator[None]:
         """Have the rows' tokens in the cache, and none behind them; what fails changes nothing."""
         try:
-            yield
+            with memory_for(self._rows):
+                yield
             self._fresh = False
             self._rows.keep()
         finally:

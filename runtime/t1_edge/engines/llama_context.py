@@ -34,6 +34,9 @@ _MOST_BEGINNINGS: Final = 16
 _SEQUENCES: Final = MOST_ROWS + _MOST_BEGINNINGS
 """As many outputs are reserved; where 16 does not divide them, documents take 1.2 times as long."""
 
+_NO_MEMORY: Final = -2
+"""What llama_decode returns where it cannot allocate (llama-context.cpp)."""
+
 _NOTHING: Final = np.empty((0, 0), np.float32)
 
 
@@ -144,7 +147,8 @@ class Context:
             cells: Tokens of all rows together.
 
         Raises:
-            EngineError: If there is no memory for it, or llama.cpp fails.
+            MemoryError: If llama.cpp cannot make one.
+            EngineError: If it fails otherwise.
         """
         if self._mapping:
             self._mapping.let_go()
@@ -169,7 +173,7 @@ class Context:
         llama_log.forget()
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise EngineError(
+            raise MemoryError(
                 f"llama.cpp cannot make a context of {cells} cells: {llama_log.last_words()}"
             )
         self._held_cache.callback(api.llama_free, self._context)
@@ -212,7 +216,9 @@ class Context:
             hidden: float32 [rows, hidden]; needed if an entry wants it.
 
         Raises:
-            EngineError: If llama.cpp fails, or the engine was closed.
+            MemoryError: If llama.cpp lacks memory; the context is gone then, and made anew for the
+                next rows.
+            EngineError: If it fails otherwise, or there is no context.
         """
         context = self._open_context()
         embeds = any(entry.output == "hidden" for entry in entries)
@@ -223,9 +229,11 @@ class Context:
             self._fill(part)
             status = self._api.llama_decode(context, self._batch)
             if status != 0:
-                raise EngineError(
-                    f"llama.cpp failed on {len(part)} tokens: {llama_log.last_words()}"
-                )
+                said = f"llama.cpp failed on {len(part)} tokens: {llama_log.last_words()}"
+                if status == _NO_MEMORY:
+                    self._free_context()  # ggml would compute in the buffer that it does not have
+                    raise MemoryError(said)
+                raise EngineError(said)
             for index, entry in enumerate(part):
                 if entry.output == "logits":
                     _read(self._api.llama_get_logits_ith(context, index), logits[entry.row])
@@ -245,7 +253,7 @@ class Context:
     def _open_context(self) -> Any:
         """The context; llama.cpp would crash on none."""
         if not self._context:
-            raise EngineError("the engine was closed under its session")
+            raise EngineError("the session is over: its engine was closed, or had no memory")
         return self._context
 
     def _fill(self, entries: Sequence[Entry]) -> None:

@@ -26,7 +26,7 @@ from t1_edge.cache import remembered
 from t1_edge.engines.base import EngineInfo, Float32Array
 from t1_edge.engines.cuda_libraries import preload
 from t1_edge.engines.places import PLACES, READER, Place
-from t1_edge.engines.room import check_room
+from t1_edge.engines.room import check_room, memory_for
 from t1_edge.engines.rows import Rows, check_prime, check_start
 from t1_edge.engines.webgpu_plugin import plugin_devices
 from t1_edge.errors import DeviceError, EngineError
@@ -41,6 +41,15 @@ Caches = dict[str, NDArray[np.floating[Any]]]
 _STATES_A_THREAD: Final = 1024 * 576
 _MOST_TOKENS: Final = 4096
 _PAD: Final = 0  # any token will do: no real token attends to padding
+
+_NO_MEMORY: Final = (
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "status_alloc_failed",
+)
+"""What ONNX Runtime's arena, C++, and CUDA's libraries say where an allocation fails."""
 
 
 class OnnxEngine:
@@ -98,7 +107,8 @@ class OnnxEngine:
         fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
         if self._place.memory == "cpu":
             check_room(shape, len(rows), fresh.longest, cache_bytes=item)
-        session = self.over(fresh)
+        with memory_for(fresh):
+            session = self.over(fresh)
         self._rows = fresh  # not before: what fails until here leaves no session open
         return session
 
@@ -189,22 +199,24 @@ class OnnxSession:
     def logits(self) -> Float32Array:
         """Scores of the next token after each row, float32 [rows, vocabulary]."""
         self._rows.check_open()
-        stale = [row for row, scored in enumerate(self._rows.scored) if not scored]
-        if stale:
-            starts = [self._scoring_start(row) for row in range(len(self._rows))]
-            tails = zip(self._rows.tokens, starts, strict=True)
-            fresh = self._run([row[start:] or [_PAD] for row, start in tails], starts, "logits")
-            self._logits[stale] = fresh[stale]
-            self._rows.scored = [True] * len(self._rows)
-            self._rows.keep()
-        return self._logits.copy()
+        with memory_for(self._rows):
+            stale = [row for row, scored in enumerate(self._rows.scored) if not scored]
+            if stale:
+                starts = [self._scoring_start(row) for row in range(len(self._rows))]
+                tails = zip(self._rows.tokens, starts, strict=True)
+                fresh = self._run([row[start:] or [_PAD] for row, start in tails], starts, "logits")
+                self._logits[stale] = fresh[stale]
+                self._rows.scored = [True] * len(self._rows)
+                self._rows.keep()
+            return self._logits.copy()
 
     def peek(self, *tokens: int) -> Float32Array:
         """Hidden states of the last token, were all at each row's end, float32 [rows, hidden]."""
         self._rows.check_peek(tokens)
         starts = self._rows.cached
         tails = zip(self._rows.tokens, starts, strict=True)
-        hidden = self._run([[*row[start:], *tokens] for row, start in tails], starts, "hidden")
+        with memory_for(self._rows):
+            hidden = self._run([[*row[start:], *tokens] for row, start in tails], starts, "hidden")
         self._rows.keep()
         return hidden
 
@@ -263,7 +275,7 @@ class OnnxSession:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as e:  # the bindings raise one class an error code, without a base
-            raise EngineError(f"ONNX Runtime failed on a chunk of {ids.shape}: {e}") from e
+            raise _failure(f"ONNX Runtime failed on a chunk of {ids.shape}", e) from e
         return np.asarray(binding.get_outputs()[-1].numpy()[: len(self._rows)], np.float32)
 
 
@@ -335,7 +347,17 @@ def _bindable(caches: Caches, rows: int, memory: str) -> dict[str, "onnxruntime.
     """The first rows of the caches: on the CPU as values that share their memory."""
     from onnxruntime import OrtValue
 
-    return {
-        name: OrtValue.ortvalue_from_numpy(cache[:rows], memory, 0)
-        for name, cache in caches.items()
-    }
+    try:
+        return {
+            name: OrtValue.ortvalue_from_numpy(cache[:rows], memory, 0)
+            for name, cache in caches.items()
+        }
+    except Exception as e:  # as where a graph runs
+        raise _failure(f"ONNX Runtime cannot put a KV cache into {memory} memory", e) from e
+
+
+def _failure(what: str, error: Exception) -> Exception:
+    """ONNX Runtime's error as t1-edge's, or as a MemoryError where it says that it lacks memory."""
+    said = f"{what}: {error}"
+    lacks = isinstance(error, MemoryError) or any(why in said.lower() for why in _NO_MEMORY)
+    return MemoryError(said) if lacks else EngineError(said)

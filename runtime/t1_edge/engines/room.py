@@ -1,8 +1,16 @@
-"""Whether a batch fits into memory: asked first, since Linux kills who takes more than there is."""
+"""Whether a batch fits into memory, and what is said where it does not.
 
+It is asked first, since Linux kills who takes more than there is. Allocations fail where memory is
+limited otherwise, and on a GPU.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from t1_edge.build import Decoder
+from t1_edge.engines.rows import Rows
 from t1_edge.errors import EngineError
 from t1_edge.machine import free_memory
 
@@ -26,12 +34,41 @@ def check_room(decoder: Decoder, rows: int, tokens: int, *, cache_bytes: int) ->
     needed = rows * tokens * _token_bytes(decoder, cache_bytes)
     if needed <= free:
         return
-    fitting = free * rows // needed
-    advice = f"give a batch_size of {fitting}" if fitting else "end other programs, or give less"
     raise EngineError(
         f"{rows} rows of {tokens} tokens need {needed / 1e9:.1f} GB of memory and "
-        f"{free / 1e9:.1f} GB are free: {advice}"
+        f"{free / 1e9:.1f} GB are free: {_advice(free * rows // needed)}"
     )
+
+
+@contextmanager
+def memory_for(rows: Rows) -> Iterator[None]:
+    """While something is done with rows, say of a MemoryError how many might fit: half of them.
+
+    Raises:
+        EngineError: In the place of a MemoryError.
+    """
+    try:
+        yield
+    except MemoryError as e:
+        _let_go(e)
+        why = f" ({e})" if str(e) else ""
+        raise EngineError(
+            f"{len(rows)} rows of {rows.longest} tokens do not fit into memory{why}: "
+            f"{_advice(len(rows) // 2)}"
+        ) from e
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the calls that failed: else who handles the error holds what they had allocated."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def _advice(fitting: int) -> str:
+    """What to do where rows do not fit and so many might."""
+    less = f"give a batch_size of {fitting}" if fitting else "give shorter texts"
+    return f"end other programs, or {less}"
 
 
 def _token_bytes(decoder: Decoder, cache_bytes: int) -> int:
