@@ -188,7 +188,7 @@ def test_a_stream_frees_the_engine_with_its_last_vector() -> None:
 def test_who_waits_takes_the_turn_of_a_stream_past_its_deadline() -> None:
     encoder, engine = scripted_encoder()
     engine.favourite = 70
-    stream = encoder.encode_query_stream("x", budget=100, deadline=0.1)
+    stream = encoder.encode_query_stream("x", budget=100, deadline=1)
     with ThreadPoolExecutor(1) as pool, closing(stream):
         direct = next(stream)
         assert pool.submit(encoder.encode_documents, ["y"]).result(30).shape == (1, 32)
