@@ -115,6 +115,7 @@ def test_a_kept_probe_is_of_the_gpus_that_were_in_sight(
         return Probe(format=format, device=device, ran=True)
 
     monkeypatch.setattr(probe, "probe", ran)
+    monkeypatch.setattr(probe, "driver_version", lambda: (13, 0))
     for library in (RecordedManagement(L4), RecordedManagement(L4, H100), None):
         monkeypatch.setattr(nvidia, "_load", lambda *_, library=library: library)
         for visible in (None, "", "1"):

@@ -188,12 +188,12 @@ def test_a_stream_frees_the_engine_with_its_last_vector() -> None:
 def test_who_waits_takes_the_turn_of_a_stream_past_its_deadline() -> None:
     encoder, engine = scripted_encoder()
     engine.favourite = 70
-    stream = encoder.encode_query_stream("x", budget=100, deadline=0.1)
-    direct = next(stream)
-    with ThreadPoolExecutor(1) as pool:
+    stream = encoder.encode_query_stream("x", budget=100, deadline=1)
+    with ThreadPoolExecutor(1) as pool, closing(stream):
+        direct = next(stream)
         assert pool.submit(encoder.encode_documents, ["y"]).result(30).shape == (1, 32)
-    assert encoder.encode_documents(["y"]).shape == (1, 32)  # nor is its own thread refused
-    [last] = stream
+        assert encoder.encode_documents(["y"]).shape == (1, 32)  # nor is its own thread refused
+        [last] = stream
     assert (direct.stopped_by, last.stopped_by) == ("open", "deadline")
     np.testing.assert_array_equal(last.vector, direct.vector)
 
@@ -216,8 +216,8 @@ def test_a_deadline_that_never_comes_is_waited_for() -> None:
     encoder, engine = scripted_encoder()
     engine.favourite = 70
     stream = encoder.encode_query_stream("x", budget=10, deadline=float("inf"))
-    next(stream)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, closing(stream):
+        next(stream)
         waiting = pool.submit(encoder.encode_documents, ["y"])
         assert [one.stopped_by for one in stream][-1] == "budget"
         assert waiting.result(30).shape == (1, 32)
