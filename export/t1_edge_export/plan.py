@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
-from t1_edge.build import TOKENIZER, Decoder, Format
+from t1_edge.build import DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS, TOKENIZER, Decoder, Format
 from t1_edge.machine import available_threads, free_memory
 from t1_edge_export.checkpoint import Checkpoint
-from t1_edge_export.containers import Encoding, bits
+from t1_edge_export.containers import BlockSize, Encoding, bits
 from t1_edge_export.decoder import linear_layers, tensors, weight_count
 from t1_edge_export.formats import file_sizes
 from t1_edge_export.precision import choose_eight_bit
@@ -24,8 +24,12 @@ _SLABS_A_THREAD: Final = 4
 """What a process of two threads had resident (docs/LOG.md): a slab is held as stored, as float32,
 as codes and as packed bytes."""
 
-_ENGINE_MEMORY: Final[Mapping[Format, float]] = {"onnx": 2.0, "gguf": 2.4}
-"""Times its file, since engines repack weights for the processor (docs/LOG.md)."""
+_ONNX_MEMORY: Final[Mapping[BlockSize, float]] = {32: 1.8, 64: 1.6, 128: 1.4}
+_GGUF_MEMORY: Final = 1.3
+_DOCUMENTS_MEMORY: Final = 1.4
+_FLOAT_MEMORY: Final = 1.2
+"""Times the files: engines repack weights for the processor (docs/LOG.md, 2026-11-27). What they
+have mapped besides is the page cache's, and not counted."""
 
 
 class Tensors(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +60,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         files: Sizes in bytes by name; of the large files, to within the length of a few names.
         free_disk: Bytes that there are at the destination.
         memory: Bytes that are resident at most in the exporter itself.
-        engine_memory: Bytes that the largest engine needs, which verifies them.
+        engine_memory: Bytes that the largest engine needs, by format; engines verify what was
+            written one after another.
         free_memory: Bytes that there are.
     """
 
@@ -66,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, int]
     free_disk: int
     memory: int
-    engine_memory: int
+    engine_memory: dict[Format, int]
     free_memory: int
 
     @property
@@ -89,12 +94,12 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
         encodings = request.encodings(decoder, chosen)
     files = {TOKENIZER: len(checkpoint.tokenizer.encode())}
-    engines = []
+    engines: dict[Format, int] = {}
     for format in request.formats:
         sizes = file_sizes(
             format, decoder, encodings, metadata, cuda=request.cuda, documents=request.documents
         )
-        engines.append(_ENGINE_MEMORY[format] * sum(sizes.values()))
+        engines[format] = BASE_MEMORY + int(_repacked(format, request, sizes))
         files |= sizes
     return Plan(
         tensors=_count(decoder, encodings),
@@ -106,7 +111,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
             _memory_to_export(decoder) + rounding.quantizer_memory(decoder),
             collecting_memory(decoder, rounding.tokens) if rounding.tokens else 0,
         ),
-        engine_memory=BASE_MEMORY + int(max(engines)),
+        engine_memory=engines,
         free_memory=free_memory(),
     )
 
@@ -122,8 +127,23 @@ def check_room(plan: Plan, *, resumed: bool = False) -> None:
         ExportError: If there is not.
     """
     check_memory("exporting", plan.memory, plan.free_memory)
+    for format, needed in plan.engine_memory.items():
+        fitting = [other for other, size in plan.engine_memory.items() if size <= plan.free_memory]
+        instead = "".join(f", or write {other} alone: --format {other}" for other in fitting)
+        check_memory(f"verifying what is written for {format}", needed, plan.free_memory, instead)
     if not resumed:
         check_disk(plan.destination, plan.disk, plan.free_disk)
+
+
+def _repacked(format: Format, request: Request, sizes: Mapping[str, int]) -> float:
+    """Bytes of a format's files as its engine has them resident, where that is most."""
+    for_documents = sum(sizes.get(name, 0) for name in (DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS))
+    whole = sum(sizes.values()) - for_documents
+    if request.profile == "float":
+        return _FLOAT_MEMORY * whole
+    if format == "gguf":
+        return _GGUF_MEMORY * whole
+    return max(_ONNX_MEMORY[request.block_size] * whole, _DOCUMENTS_MEMORY * for_documents)
 
 
 def _memory_to_export(decoder: Decoder) -> int:

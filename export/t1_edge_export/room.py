@@ -41,13 +41,14 @@ def check_disk(what: str, needed: int, free: int) -> None:
         )
 
 
-def check_memory(what: str, needed: int, free: int) -> None:
+def check_memory(what: str, needed: int, free: int, instead: str = "") -> None:
     """Whether there is room in memory.
 
     Args:
         what: What needs it, for the message.
         needed: Bytes.
         free: Bytes that there are.
+        instead: What may be done besides ending other programs, for the message.
 
     Raises:
         ExportError: If there is not.
@@ -55,5 +56,5 @@ def check_memory(what: str, needed: int, free: int) -> None:
     if needed > free:
         raise ExportError(
             f"{what} needs {in_gigabytes(needed)} of memory and {in_gigabytes(free)} are free: "
-            "end other programs first"
+            f"end other programs first{instead}"
         )

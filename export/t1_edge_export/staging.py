@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from t1_edge.build import MANIFEST
-from t1_edge.errors import ExportError
+from t1_edge.errors import ExportError, KilledError
 from t1_edge_export.journal import NOTHING, Asked, Journal
 from t1_edge_export.room import nearest_folder
 
@@ -94,8 +94,9 @@ def staged(
 ) -> Iterator[Staging]:
     """A staging directory beside the destination, published when the block ends without an error.
 
-    An interruption (Ctrl-C, a kill, a power cut) leaves it for `resume`; an error removes it. A
-    build that is replaced is untouched until the very end, and comes back if the last rename fails.
+    An interruption (Ctrl-C, a kill of this process or of an engine's, a power cut) leaves it for
+    `resume`; an error removes it. A build that is replaced is untouched until the very end, and
+    comes back if the last rename fails.
 
     Args:
         claim: Where to.
@@ -153,7 +154,7 @@ def _removed(partial: Path, how: str, say: Callable[[str], None]) -> Iterator[No
     """Remove a staging directory at the end, but for an interruption: say how to go on."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, KilledError):
         say(f"interrupted: {how} goes on with what is in {partial}")
         raise
     except BaseException:

@@ -4,6 +4,7 @@ What an engine takes in memory is given back when it ends, and a library that cr
 export with it.
 """
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from t1_edge.build import TOKENIZER, Decoder, Format
 from t1_edge.contract import Codec
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.opening import open_documents, open_format
-from t1_edge.errors import EngineError, T1Error
+from t1_edge.errors import EngineError, KilledError, T1Error
 from t1_edge.golden import run_rows
 from t1_edge.processes import how_ended, run_module
 from t1_edge.tokenization import TextTokenizer
@@ -49,7 +50,8 @@ def ask_format(
         scratch: A directory for what the processes tell each other.
 
     Raises:
-        EngineError: If the engine cannot open the files, fails, or is killed.
+        EngineError: If the engine cannot open the files, or fails.
+        KilledError: If its process is killed.
     """
     request = _Request(
         directory=str(directory), what=format, decoder=decoder, exact=exact, trial=trial
@@ -72,7 +74,8 @@ def ask_documents(
         Vectors of `Trial.documents`, float32 [documents, d], L2-normalised.
 
     Raises:
-        EngineError: If ONNX Runtime cannot open the files, fails, or is killed.
+        EngineError: If ONNX Runtime cannot open the files, or fails.
+        KilledError: If its process is killed.
     """
     request = _Request(
         directory=str(directory), what="documents", decoder=decoder, exact=False, trial=trial
@@ -95,7 +98,8 @@ def _ask(request: _Request, scratch: Path, load: Callable[[Path], _Answered]) ->
             raise EngineError(f"{request.what} cannot be verified: {why}")
         if done.returncode:
             how = how_ended(done.returncode, done.stderr)
-            raise EngineError(f"{request.what} cannot be verified: its engine {how}")
+            kind = KilledError if done.returncode == -signal.SIGKILL else EngineError
+            raise kind(f"{request.what} cannot be verified: its engine {how}")
         return load(answered)
 
 

@@ -8,7 +8,8 @@
     ├── DataError           a bench data set that does not have the expected shape
     ├── DownloadError       something had to be fetched and could not be
     ├── EngineError         an engine failed, or gave numbers that are no vector
-    │   └── DeviceError     an asked-for device or engine cannot run here
+    │   ├── DeviceError     an asked-for device or engine cannot run here
+    │   └── KilledError     an engine's process was killed: memory may have run out
     ├── ExportError         a build could not be written
     │   └── GateError       a build was written but missed its bounds
     ├── InputError          a text or an argument that cannot be encoded
@@ -52,6 +53,10 @@ class EngineError(T1Error):
 
 class DeviceError(EngineError):
     """An asked-for device or engine cannot run here."""
+
+
+class KilledError(EngineError):
+    """An engine's process was killed, as systems do when memory runs out."""
 
 
 class ExportError(T1Error):

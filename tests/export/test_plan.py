@@ -78,6 +78,29 @@ def test_a_model_larger_than_the_disk_is_refused(tiny: Callable[..., Tiny], tmp_
         check_room(msgspec.structs.replace(plan, memory=10**15, free_memory=10**10))
 
 
+def test_an_engine_that_would_not_fit_is_refused_before_the_work(
+    tiny: Callable[..., Tiny], tmp_path: Path
+) -> None:
+    plan = make_plan(open_checkpoint(tiny("llama").folder), _request(tmp_path / "x", "portable"))
+    assert plan.engine_memory.keys() == {"onnx", "gguf"}
+    scarce = msgspec.structs.replace(
+        plan, memory=10**9, engine_memory={"onnx": 5 * 10**9, "gguf": 3 * 10**9}, free_memory=10**9
+    )
+    with pytest.raises(ExportError, match=r"for onnx needs 5\.00 GB of memory .* programs first$"):
+        check_room(scarce)
+    enough_for_one = msgspec.structs.replace(scarce, free_memory=4 * 10**9)
+    with pytest.raises(ExportError, match=r"write gguf alone: --format gguf$"):
+        check_room(enough_for_one, resumed=True)
+    check_room(msgspec.structs.replace(scarce, free_memory=6 * 10**9))
+
+
+def test_what_an_engine_needs_is_of_its_files(tiny: Callable[..., Tiny], tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("llama").folder)
+    request = replace(_request(tmp_path / "x", "portable"), formats=("onnx",))
+    plain = make_plan(checkpoint, request).engine_memory["onnx"]
+    assert make_plan(checkpoint, replace(request, block_size=64)).engine_memory["onnx"] < plain
+
+
 def test_a_file_larger_than_the_disk_is_refused_before_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"needs .* of disk"):
         PlacedFile(tmp_path / "large", size=2 * shutil.disk_usage(tmp_path).total)

@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from attempts import asked, attempt, stand_still
 from stages import stage
 from t1_edge.build import Build
 from t1_edge.cli import main
-from t1_edge.errors import BuildError, ExportError
-from t1_edge_export import staging, weights
+from t1_edge.errors import BuildError, ExportError, KilledError
+from t1_edge_export import staging, trial_process, weights
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import export
@@ -138,6 +140,24 @@ def _leave_half(checkpoint: Checkpoint, request: Request, *, slabs: int = 1) -> 
 
     with pytest.raises(KeyboardInterrupt):
         export(checkpoint, request, bars=stage("quantizing", interrupted))
+
+
+def test_what_was_written_outlives_an_engine_that_is_killed(
+    checkpoint: Checkpoint, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(module: str, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+        return subprocess.run([sys.executable, "-c", kill], capture_output=True, encoding="utf-8")
+
+    said: list[str] = []
+    with monkeypatch.context() as scarce:
+        scarce.setattr(trial_process, "run_module", killed)
+        with pytest.raises(KilledError, match="memory runs out"):
+            export(checkpoint, request_, say=said.append)
+    assert "--resume goes on" in said[-1]
+    assert not request_.destination.exists()
+    export(checkpoint, dataclasses.replace(request_, resume=True))
+    assert os.listdir(request_.destination.parent) == ["tiny"]
 
 
 def test_another_request_does_not_go_on_with_it_nor_lose_it(

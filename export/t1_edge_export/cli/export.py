@@ -259,10 +259,10 @@ def _show(plan: "Plan") -> None:
     for name, size in plan.files.items():
         click.echo(f"{name:<20}{in_gigabytes(size):>10}")
     click.echo(f"disk: {in_gigabytes(plan.disk)} of {in_gigabytes(plan.free_disk)} that are free")
+    verifying = (f"{in_gigabytes(size)} for {f}" for f, size in plan.engine_memory.items())
     click.echo(
-        f"memory: {in_gigabytes(plan.memory)} to write, then about "
-        f"{in_gigabytes(plan.engine_memory)} for the largest engine that verifies; "
-        f"{in_gigabytes(plan.free_memory)} are free"
+        f"memory: {in_gigabytes(plan.memory)} to write, then about {' and '.join(verifying)} to "
+        f"verify, one after the other; {in_gigabytes(plan.free_memory)} are free"
     )
 
 
