@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Final
 
 from t1_edge.build import Decoder
@@ -50,17 +50,22 @@ def hash_files(paths: Sequence[Path], decoder: Decoder, bars: Bars) -> list[str]
         CheckpointError: If one cannot be read.
     """
     weights, total = weight_count(decoder), sum(map(_size, paths))
-    done, shown, lock = 0, 0, Lock()
+    done, shown, lock, stopped = 0, 0, Lock(), Event()
 
     def passed(size: int) -> None:
         nonlocal done, shown
+        if stopped.is_set():
+            raise CancelledError
         with lock:
             done += size
             before, shown = shown, done * weights // total
             progress(shown - before)
 
     with bars("hashing", weights) as progress, ThreadPoolExecutor(available_threads()) as pool:
-        return list(pool.map(lambda path: hash_of(path, passed), paths))
+        try:
+            return list(pool.map(lambda path: hash_of(path, passed), paths))
+        finally:
+            stopped.set()  # an interruption does not wait for the other files' ends
 
 
 def _size(path: Path) -> int:

@@ -78,12 +78,18 @@ def export(
             rounds nothing and a calibrated quantizer or a budget is given, it is native and two
             formats or what its GGUF has no use for are, or there are no weights for a graph for
             CUDA or documents.
+        EngineError: If an engine cannot run what was written.
         GateError: If the build misses its bounds; nothing is published then.
+        KilledError: If an engine's process is killed; `resume` goes on with what was written.
         MissingExtraError: If a format's engine, which has to verify it, is not installed.
     """
     checkpoint = with_tokens(checkpoint, request.contract)
     check_request(checkpoint, request, bars=bars)
-    check_room(make_plan(checkpoint, request), resumed=request.resume is not False)
+    check_room(
+        make_plan(checkpoint, request),
+        resumed=request.resume is not False,
+        ignore_engine_memory=request.ignore_engine_memory,
+    )
     with claimed(request.destination, force=request.force) as claim:
         quantizer = request.quantizer.fit(checkpoint, say=say, bars=bars)
         options = request.digest(checkpoint, bars)

@@ -116,23 +116,34 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     )
 
 
-def check_room(plan: Plan, *, resumed: bool = False) -> None:
+def check_room(plan: Plan, *, resumed: bool = False, ignore_engine_memory: bool = False) -> None:
     """Whether there is room in memory and on the disk.
 
     Args:
         plan: What the export will need.
         resumed: Whether some of the files may be there already; then the disk is not asked.
+        ignore_engine_memory: Whether the engines that verify are not asked about.
 
     Raises:
         ExportError: If there is not.
     """
     check_memory("exporting", plan.memory, plan.free_memory)
-    for format, needed in plan.engine_memory.items():
-        fitting = [other for other, size in plan.engine_memory.items() if size <= plan.free_memory]
-        instead = "".join(f", or write {other} alone: --format {other}" for other in fitting)
-        check_memory(f"verifying what is written for {format}", needed, plan.free_memory, instead)
+    if not ignore_engine_memory:
+        _check_engines(plan)
     if not resumed:
         check_disk(plan.destination, plan.disk, plan.free_disk)
+
+
+def _check_engines(plan: Plan) -> None:
+    """Whether the engines that verify have room."""
+    fitting = [format for format, size in plan.engine_memory.items() if size <= plan.free_memory]
+    instead = "".join(
+        f", or write {format} alone (--format {format}, without --documents and --cuda)"
+        for format in fitting
+    )
+    instead += ", or try it (--ignore-engine-memory: with swap it may do)"
+    for format, needed in plan.engine_memory.items():
+        check_memory(f"verifying what is written for {format}", needed, plan.free_memory, instead)
 
 
 def _repacked(format: Format, request: Request, sizes: Mapping[str, int]) -> float:

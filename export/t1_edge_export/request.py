@@ -44,6 +44,7 @@ class Request:
         force: Replace a build that stands at the destination.
         resume: Go on where an export that was interrupted stood; if None, where that was of the
             same request.
+        ignore_engine_memory: Begin though the engines that verify seem not to fit into memory.
         allow_drift: Publish a build that misses the gate's bounds, and say so in its manifest.
     """
 
@@ -59,6 +60,7 @@ class Request:
     documents: bool = False
     force: bool = False
     resume: bool | None = False
+    ignore_engine_memory: bool = False
     allow_drift: bool = False
 
     def encodings(self, decoder: Decoder, eight_bit: Iterable[str] = ()) -> dict[str, Encoding]:

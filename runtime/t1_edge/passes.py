@@ -7,7 +7,7 @@ run more threads together than there are cores.
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 from t1_edge.batching import batches
@@ -113,10 +113,9 @@ class Passes:
         Raises:
             EngineError: As `think`.
         """
-        with (
-            self._turns.stream(until) as turn,
-            self._engine.start([row.tokens], room=budget + 2) as session,
-        ):
+        with self._turns.stream(until) as turn, ExitStack() as held:
+            with self._cores():
+                session = held.enter_context(self._engine.start([row.tokens], room=budget + 2))
             turn.free = session.close
             thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
             last = yield from self._follow(row, thinking, turn, every)
@@ -214,10 +213,7 @@ class Passes:
         """
         if self._turns.is_forked:
             return
-        if self._turns.is_under_stream:
-            self._close()
-            return
-        with self._turns.take():
+        with self._turns.take_to_close():
             self._close()
 
     def _close(self) -> None:

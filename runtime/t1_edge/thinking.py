@@ -123,7 +123,7 @@ class Thinking:
         return self._steps
 
     def goes_on(self) -> bool:
-        """Whether a row still thinks: none does beyond the budget, or with no time for a step."""
+        """Whether a row still thinks; at the budget, or without time for a step, all are ended."""
         if self._steps == self._budget:
             self._end("budget")
         elif is_over(self._deadline, self._step_seconds + self._closing_seconds):

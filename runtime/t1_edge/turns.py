@@ -24,6 +24,8 @@ class Turn:
         deadline: Of a stream, by `time.monotonic`, in seconds.
 
     Attributes:
+        deadline: As above.
+        rests: Whether a stream's reader has a vector just now, so that nothing is computed.
         free: Frees the engine of a stream whose turn is taken from it; a stream says how.
     """
 
@@ -58,7 +60,7 @@ class Turns:
 
     @property
     def is_under_stream(self) -> bool:
-        """Whether it is the turn of a stream that who calls has open."""
+        """Whether it is the turn of a stream that who calls has open: this thread, or this task."""
         return self._current in _STREAMS.get()
 
     @contextmanager
@@ -73,8 +75,32 @@ class Turns:
             yield
 
     @contextmanager
+    def take_to_close(self) -> Iterator[None]:
+        """Have a turn: at once where it is that of a stream of who calls, else as all do."""
+        turn = Turn()
+        with self._changed:
+            own = self.is_under_stream
+            if own:
+                self._current = turn
+        if not own:
+            with self._take(turn):
+                yield
+            return
+        try:
+            yield
+        finally:
+            self._give_back(turn)
+
+    @contextmanager
     def stream(self, deadline: float | None) -> Iterator[Turn]:
-        """Wait for a stream's turn, and have it until it ends or is taken; see `take`."""
+        """Wait for a stream's turn, and have it until it ends or is taken; see `take`.
+
+        Args:
+            deadline: From when on it may be taken, by `time.monotonic`, in seconds; None if never.
+
+        Raises:
+            EngineError: As `take`.
+        """
         turn = Turn(deadline)
         with self._take(turn):
             _STREAMS.set(_STREAMS.get() | {turn})
@@ -85,7 +111,11 @@ class Turns:
 
     @contextmanager
     def rest(self, turn: Turn) -> Iterator[None]:
-        """While the reader of a stream has a vector."""
+        """While the reader of a stream has a vector.
+
+        Args:
+            turn: The stream's.
+        """
         with self._changed:
             turn.rests = True
             self._changed.notify_all()
@@ -110,10 +140,14 @@ class Turns:
                     self._changed.notify_all()
             yield
         finally:
-            with self._changed:
-                if self._current is turn:
-                    self._current = None
-                    self._changed.notify_all()
+            self._give_back(turn)
+
+    def _give_back(self, turn: Turn) -> None:
+        """End a turn, unless it was taken."""
+        with self._changed:
+            if self._current is turn:
+                self._current = None
+                self._changed.notify_all()
 
     def _refuse_endless(self) -> None:
         if self.is_forked:

@@ -191,10 +191,11 @@ def test_a_mapped_file_is_let_go_of_once_it_is_loaded(model: Build) -> None:
     llama_cpp.llama_model_free(loaded)
 
 
-@pytest.mark.skipif(not can_map(), reason="the system does not tell where a file is mapped")
-def test_rows_that_were_looked_up_do_not_stay_resident(
-    model: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def open_mapped(model: Build, monkeypatch: pytest.MonkeyPatch) -> Callable[[], LlamaEngine]:
+    """Opens the model as where AMX's kernels run; they need not."""
+    if not can_map():
+        pytest.skip("the system does not tell where a file is mapped")
     load = llama_cpp.llama_model_load_from_file
 
     def load_as_it_is(path: bytes, parameters: Any) -> Any:
@@ -203,8 +204,15 @@ def test_rows_that_were_looked_up_do_not_stay_resident(
 
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load_as_it_is)
     monkeypatch.setattr(llama_context, "has_amx", lambda library: True)
+    file, decoder = model.file(GGUF_MODEL), model.manifest.decoder
+    return lambda: LlamaEngine(file, decoder, threads=1, pack=True)
+
+
+def test_rows_that_were_looked_up_do_not_stay_resident(
+    model: Build, open_mapped: Callable[[], LlamaEngine]
+) -> None:
     file = model.file(GGUF_MODEL)
-    with closing(LlamaEngine(file, model.manifest.decoder, threads=1, pack=True)) as engine:
+    with closing(open_mapped()) as engine:
         _logits(engine, ROW)
         [looked_up] = _resident(file)
         assert looked_up > 0
@@ -213,9 +221,23 @@ def test_rows_that_were_looked_up_do_not_stay_resident(
     assert _resident(file) == []
 
 
+def test_a_model_lets_go_of_its_own_pages_alone(
+    model: Build, open_mapped: Callable[[], LlamaEngine]
+) -> None:
+    file = model.file(GGUF_MODEL)
+    with closing(open_mapped()) as first:
+        before = _logits(first, ROW)
+        [held] = _resident(file)
+        with closing(open_mapped()) as second:
+            with second.start([ROW], room=1):
+                assert sorted(_resident(file)) == [0, held]
+            np.testing.assert_array_equal(_logits(second, ROW), before)
+
+
 def _resident(file: Path) -> list[int]:
     """Bytes that are resident of each of a file's mappings."""
-    return [one.rss for one in psutil.Process().memory_maps() if one.path == str(file)]
+    parts = psutil.Process().memory_maps(grouped=False)
+    return [part.rss for part in parts if part.path == str(file)]
 
 
 def _logits(engine: LlamaEngine, row: list[int]) -> Float32Array:

@@ -128,6 +128,11 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     is_flag=True,
     help="Say what would be written, and what it takes, or why not; write nothing.",
 )
+@click.option(
+    "--ignore-engine-memory",
+    is_flag=True,
+    help="Begin though the engines that verify seem not to fit; with swap they may.",
+)
 @click.option("--allow-drift", is_flag=True, help="Publish a build that misses its bounds.")
 @options.as_json
 def export(
@@ -149,6 +154,7 @@ def export(
     force: bool,
     resume: bool,
     dry_run: bool,
+    ignore_engine_memory: bool,
     allow_drift: bool,
     as_json: bool,
 ) -> None:
@@ -221,6 +227,7 @@ def export(
         block_size=size,
         force=force,
         resume=resume,
+        ignore_engine_memory=ignore_engine_memory,
         allow_drift=allow_drift,
     )
     bars = bars_in_bytes(opened)
@@ -229,7 +236,8 @@ def export(
         plan = make_plan(opened, request)
         if not as_json:
             _show(plan)
-        check_room(plan, resumed=resume)  # before a block of it is in memory
+        # Before a block of it is in memory.
+        check_room(plan, resumed=resume, ignore_engine_memory=ignore_engine_memory)
         seconds = probe_seconds(opened, request)
         if as_json:
             put_json(msgspec.to_builtins(plan) | {"seconds": msgspec.to_builtins(seconds)})

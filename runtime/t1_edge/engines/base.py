@@ -56,8 +56,8 @@ class Session(Protocol):
         """Scores of the next token after each row, float32 [rows, vocabulary].
 
         Raises:
-            EngineError: If the library fails or memory runs out, which changes nothing, or the
-                session is closed.
+            EngineError: If the library fails, which changes nothing, memory runs out, which may
+                end the session, or it is closed.
         """
 
     def peek(self, *tokens: int) -> Float32Array:
@@ -71,8 +71,8 @@ class Session(Protocol):
 
         Raises:
             InputError: If there is no token, or one is not in the vocabulary.
-            EngineError: If the library fails or memory runs out, which changes nothing, a row has
-                no room left for them, or the session is closed.
+            EngineError: If the library fails, which changes nothing, memory runs out, which may
+                end the session, a row has no room left for them, or the session is closed.
         """
 
     def close(self) -> None:

@@ -32,11 +32,18 @@ class Linked:
 
 
 def linked(file: Path) -> Linked:
-    """What a shared object is linked to; nothing if it is none of this kind.
+    """What a shared object is linked to; nothing if it is none of this kind, or damaged.
 
     Args:
         file: The shared object.
     """
+    try:
+        return _linked(file)
+    except (ValueError, struct.error):  # an empty file, a truncated one, a name that is none
+        return Linked(needed=(), folders=())
+
+
+def _linked(file: Path) -> Linked:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw:
         if raw[: len(_MAGIC)] != _MAGIC:
             return Linked(needed=(), folders=())

@@ -19,7 +19,7 @@ from t1_edge.engines import llama_log
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.llama_amx import has_amx, may_pack
 from t1_edge.engines.llama_devices import device_array
-from t1_edge.engines.llama_mapping import LlamaMapping, can_map
+from t1_edge.engines.llama_mapping import LOADING, LlamaMapping, can_map
 from t1_edge.errors import EngineError
 
 MOST_ROWS: Final = 64
@@ -83,7 +83,6 @@ class Context:
         self._batch: Any = None
         self._rows = self._cells = 0
         self._beginnings: Mapping[tuple[int, ...], int] = {}
-        self._mapping: LlamaMapping | None = None
         llama_log.collect(llama_cpp)
         if pack is None:
             pack = device != "cpu" or may_pack(llama_cpp)
@@ -91,21 +90,24 @@ class Context:
         parameters = self._api.llama_model_default_params()
         parameters.use_extra_bufts = pack
         parameters.n_gpu_layers = 0 if device == "cpu" else -1
+        devices = device_array(device)  # read while the model loads
+        parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
+        maps = pack and device == "cpu" and not exact and has_amx(llama_cpp) and can_map()
         if device == "cpu":
             # Mapped pages would stay beside the weights that are packed anew for the kernels.
             parameters.load_mode = self._api.LLAMA_LOAD_MODE_NONE
-            if pack and not exact and has_amx(llama_cpp) and can_map():
-                self._mapping = LlamaMapping(llama_cpp, model, parameters)
-        devices = device_array(device)  # read while the model loads
-        parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
-        self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
-        if not self._model:
-            raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
+        with LOADING:
+            mapping = LlamaMapping(llama_cpp, model, parameters) if maps else None
+            self._model = self._api.llama_model_load_from_file(str(model).encode(), parameters)
+            if not self._model:
+                raise EngineError(f"llama.cpp cannot open {model}: {llama_log.last_words()}")
+            if mapping:
+                mapping.loaded()
+        self._mapping = mapping
         self._held = ExitStack()
         self._held.callback(self._api.llama_model_free, self._model)
-        if self._mapping:
-            self._mapping.loaded()
-            self._held.callback(self._mapping.close)
+        if mapping:
+            self._held.callback(mapping.close)
         self._held_cache = self._held.enter_context(ExitStack())
         # What is forgotten is freed, too; not at the end of the process, where a thread may decode.
         weakref.finalize(self, self._held.close).atexit = False
@@ -197,8 +199,9 @@ class Context:
         self._api.llama_memory_seq_cp(self._memory, source, row, start, stop)
 
     def forget_from(self, row: int, position: int) -> None:
-        """Drop a row's cache from a position on."""
-        self._api.llama_memory_seq_rm(self._memory, row, position, -1)
+        """Drop a row's cache from a position on; there may be none left."""
+        if self._context:
+            self._api.llama_memory_seq_rm(self._memory, row, position, -1)
 
     def decode(
         self,
@@ -242,9 +245,9 @@ class Context:
 
     def close(self) -> None:
         """Free the cache and the weights."""
+        self._model = None  # before it is freed: nobody may start on it meanwhile
         self._free_context()
         self._held.close()
-        self._model = None
 
     @property
     def _memory(self) -> Any:

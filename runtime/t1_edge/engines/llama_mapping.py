@@ -10,6 +10,8 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +19,15 @@ _PARTS: Final = 16
 """Of the file: as often its pages are let go of while it loads."""
 
 
+LOADING: Final = threading.Lock()
+"""Held while llama.cpp loads a model: what is mapped anew meanwhile is that model's."""
+
+
 class LlamaMapping:
-    """Lets `llama_model_load_from_file` map a model. Linux alone.
+    """Lets `llama_model_load_from_file` map a model, under `LOADING`. Linux alone.
+
+    Pages of another model that has mapped the same file are not let go of: that may be freed at any
+    time, and other things come to lie where it was.
 
     Args:
         api: The module llama_cpp.
@@ -30,7 +39,8 @@ class LlamaMapping:
         self._name = os.fsencode(model.resolve())
         self._advise = ctypes.CDLL(None).madvise
         self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        self._parts: list[tuple[int, int]] = []
+        self._parts: Sequence[tuple[int, int]] = ()
+        self._others = frozenset(self._mapped())
         done = -1
 
         def progress(share: float, _: object) -> bool:
@@ -56,17 +66,20 @@ class LlamaMapping:
             self._advise(start, size, mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Say that the file is no longer mapped: other things may come to lie where it was."""
-        self._parts = []
+        """Say that the model is about to be freed."""
+        self._parts = ()
 
     def _find(self) -> None:
-        """Note where the file is mapped: addresses, and sizes in bytes."""
-        self._parts = []
+        """Note where the model is."""
+        self._parts = [part for part in self._mapped() if part not in self._others]
+
+    def _mapped(self) -> Iterator[tuple[int, int]]:
+        """Where the file is mapped: addresses, and sizes in bytes."""
         for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
             addresses, _, _, _, _, *path = line.split(maxsplit=5) or [b""] * 5
             if path == [self._name]:
                 start, stop = (int(address, 16) for address in addresses.split(b"-"))
-                self._parts.append((start, stop - start))
+                yield start, stop - start
 
 
 def can_map() -> bool:

@@ -19,7 +19,8 @@ from t1_edge.build import Decoder
 from t1_edge.engines.base import Float32Array
 from t1_edge.engines.onnx import OnnxEngine, OnnxSession
 from t1_edge.engines.places import PLACES, Place
-from t1_edge.engines.rows import Rows, check_start
+from t1_edge.engines.room import memory_for
+from t1_edge.engines.rows import Rows, check_prime, check_start
 from t1_edge.engines.webgpu_plugin import PACKAGE
 from t1_edge.errors import EngineError
 
@@ -55,13 +56,15 @@ class WebGpuEngine:
 
     def prime(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Nothing is kept: every row is read whole."""
+        check_prime(self._rows)
 
     def start(self, rows: Sequence[Sequence[int]], *, room: int) -> "WebGpuSession":
         """Open a session over a batch of token rows; the one before must be closed."""
         check_start(self._rows, len(rows), self.batch_rows, closed=self._engine.closed)
         shape = self._decoder
         fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
-        alone = [self._alone(row, room) for row in fresh.tokens]
+        with memory_for(fresh):
+            alone = [self._alone(row, room) for row in fresh.tokens]
         self._rows = fresh  # not before: what fails until here leaves no session open
         return WebGpuSession(fresh, alone)
 
@@ -135,4 +138,4 @@ class WebGpuSession:
                 if at % _CHUNK == 0:
                     session.logits()
                 session.append({0: tokens[at]})
-            self._given[row] = len(tokens)
+                self._given[row] = at + 1
