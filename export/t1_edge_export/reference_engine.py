@@ -43,7 +43,7 @@ class ReferenceEngine:
         keep: Keep them in memory, and read them once; None if they are small.
     """
 
-    batch_tokens = 4096
+    batch_tokens = 1 << 20  # the fewer passes, the better
     batch_rows = 256
 
     def __init__(self, checkpoint: Checkpoint, *, keep: bool | None = None) -> None:
