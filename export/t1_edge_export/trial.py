@@ -16,7 +16,7 @@ import numpy as np
 from t1_edge.contract import Codec, Contract
 from t1_edge.engines.base import Engine, Float32Array, Session
 from t1_edge.golden import Golden, run_rows
-from t1_edge.thinking import Thinking, think
+from t1_edge.thinking import think
 from t1_edge.vectors import normalised
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 
@@ -175,17 +175,17 @@ def ask(engine: Engine, codec: Codec, trial: Trial) -> Answers:
         EngineError: If the engine fails, or a vector is not one.
     """
     ends = []
-    with engine.start(trial.queries, room=BUDGETS[-1] + 2) as session:
-        thinking = Thinking(session, len(trial.queries), codec, budget=BUDGETS[-1])
-        for budget in BUDGETS:  # a thought of a smaller budget is how that of a larger one begins
-            while thinking.steps < budget and thinking.goes_on():
-                thinking.step()
-            ends.append(normalised(thinking.peek(), engine.info))
+    thoughts: list[Tokens] = []
+    for budget in BUDGETS:  # each by itself: a look on the way would move what follows
+        with engine.start(trial.queries, room=budget + 2) as session:
+            ended = think(session, len(trial.queries), codec, budget=budget)
+            ends.append(normalised(ended.peek(), engine.info))
+        thoughts = [thought.tokens for thought in ended.thoughts]
     return Answers(
         library=engine.info.library,
         vectors=run_rows(engine, trial.rows),
         scores=_forced(engine, trial),
-        thoughts=[thought.tokens for thought in thinking.thoughts],
+        thoughts=thoughts,
         ends=np.stack(ends),
     )
 
