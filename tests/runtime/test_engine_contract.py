@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t1_edge.build import GGUF_MODEL, Build
+from t1_edge.build import Build
 from t1_edge.engines.base import Engine
 from t1_edge.engines.fake import FakeEngine
 from t1_edge.engines.onnx import OnnxEngine
-from t1_edge.engines.opening import open_format
 from t1_edge.engines.places import PLACES
 from t1_edge.engines.select import open_engine
 from t1_edge.engines.webgpu import WebGpuEngine
@@ -348,19 +346,6 @@ def test_more_rows_than_it_takes_are_refused(case: Case) -> None:
 def test_no_room_is_refused(case: Case) -> None:
     with pytest.raises(InputError, match="room"):
         case.engine.start([[1]], room=0)
-
-
-def test_llama_says_why_it_cannot_open_a_file(
-    tmp_path: Path, tiny_build: Callable[..., Build]
-) -> None:
-    build = tiny_build("llama", "float")
-    whole = build.file(GGUF_MODEL).read_bytes()
-    (tmp_path / GGUF_MODEL).write_bytes(whole[: len(whole) // 2])
-    decoder = build.manifest.decoder
-    with pytest.raises(
-        EngineError, match=r"cannot open .*model\.gguf: .*(bounds|corrupted|incomplete)"
-    ):
-        open_format(tmp_path, "gguf", decoder, exact=True, threads=1)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,19 @@ def test_a_model_lets_go_of_its_own_pages_alone(
             np.testing.assert_array_equal(_logits(second, ROW), before)
 
 
+def test_llama_says_why_it_cannot_open_a_file(
+    tmp_path: Path, tiny_build: Callable[..., Build]
+) -> None:
+    build = tiny_build("llama", "float")
+    whole = build.file(GGUF_MODEL).read_bytes()
+    (tmp_path / GGUF_MODEL).write_bytes(whole[: len(whole) // 2])
+    decoder = build.manifest.decoder
+    with pytest.raises(
+        EngineError, match=r"cannot open .*model\.gguf: .*(bounds|corrupted|incomplete)"
+    ):
+        LlamaEngine(tmp_path / GGUF_MODEL, decoder, threads=1)
+
+
 def _resident(file: Path) -> list[int]:
     """Bytes that are resident of each of a file's mappings."""
     parts = psutil.Process().memory_maps(grouped=False)
