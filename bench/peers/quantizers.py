@@ -59,7 +59,7 @@ class Row:
         way: One of `WAYS`.
         format: "onnx" or "gguf".
         bits: Of a weight, over all of the file.
-        size: Bytes that the engine reads, its graph for documents included.
+        size: Bytes that the engine reads; a graph for documents is not among them.
         cosine_mean: At `<emb_token>`, teacher-forced; likewise the next two.
         cosine_p1: 1st percentile.
         cosine_min: The worst.

@@ -72,9 +72,7 @@ def main(checkpoint: str, options: Sequence[str], work: Path) -> None:
     out, log = work / "staged" / "build", work / "stages.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-c", "from t1_edge.cli import main; main()", "export", checkpoint]
-    command.append(
-        "--ignore-engine-memory"
-    )  # engines that do not fit end it, and not before they begin
+    command.append("--ignore-engine-memory")  # the stages before are measured all the same
     try:
         taken = run([*command, "--output", str(out), *options], log=log)
     finally:

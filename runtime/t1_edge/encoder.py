@@ -209,7 +209,7 @@ class Encoder:
             text: The query.
             budget: Most tokens of the thought; what was loaded with if None, no thought if 0.
             deadline: Seconds from the call, as for `encode_query`.
-            every: Tokens between two vectors, each about a token's time, in llama.cpp two.
+            every: Tokens between two vectors, each about a token's time.
 
         Yields:
             What `encode_query` gives with budget 0, then what it would give for the thought as it

@@ -35,7 +35,7 @@ class Settle:
 
     Attributes:
         cosine: Of a vector and the one before it, from which on a thought ends.
-        every: Tokens between two vectors; each costs about what a token does, in llama.cpp two.
+        every: Tokens between two vectors; each costs about what a token does, or two.
 
     Raises:
         InputError: If the cosine is not in (0, 1], or the tokens are below 1.
