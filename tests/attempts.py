@@ -32,7 +32,7 @@ def asked(checkpoint: Checkpoint, destination: Path, *, fitted: bool) -> Request
     whole = with_tokens(checkpoint, TINY_CONTRACT)
     return replace(
         request,
-        quantizer=read_calibration("search", "default", whole, TINY_CONTRACT),
+        calibration=read_calibration("search", "default", whole, TINY_CONTRACT),
         budget=Budget(bits=6),
         documents=True,
     )

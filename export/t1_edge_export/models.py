@@ -16,8 +16,9 @@ from t1_edge_export.formats import require_writer
 from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.pull import WHEELS, pull
-from t1_edge_export.quantize.quantizer import Quantizer, weighted
-from t1_edge_export.quantize.statistics import read_statistics
+from t1_edge_export.quantize.calibration import Calibration
+from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.statistics import Statistics, read_statistics
 from t1_edge_export.request import Request
 from t1_edge_export.vocabulary import with_tokens
 
@@ -59,7 +60,8 @@ class Model:
             manifest.tools.get("t1-edge") == __version__
             and manifest.contract == PRESETS[self.name]
             and manifest.source.sha256 == self._sha256()
-            and manifest.calibration == self._quantizer(manifest.decoder).calibration
+            and manifest.calibration
+            == weighted(self._statistics(manifest.decoder), manifest.decoder).calibration
             and (found.has_documents_graph or "onnx" not in manifest.formats)
         ):
             return None
@@ -103,15 +105,15 @@ class Model:
             destination=model_dir(self.name),
             contract=PRESETS[self.name],
             formats=formats,
-            quantizer=self._quantizer(checkpoint.decoder),
+            calibration=Calibration(statistics=self._statistics(checkpoint.decoder)),
             budget=Budget(bits=self.bits),
             documents="onnx" in formats,
             force=True,
             resume=None,
         )
 
-    def _quantizer(self, decoder: Decoder) -> Quantizer:
-        return weighted(read_statistics(self.folder / STATISTICS, decoder), decoder)
+    def _statistics(self, decoder: Decoder) -> Statistics:
+        return read_statistics(self.folder / STATISTICS, decoder)
 
     def _sha256(self) -> str:
         return merged_sha256(WHEELS[self.base].member_sha256, self.folder)

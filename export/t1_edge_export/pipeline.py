@@ -91,7 +91,7 @@ def export(
         ignore_engine_memory=request.ignore_engine_memory,
     )
     with claimed(request.destination, force=request.force) as claim:
-        quantizer = request.quantizer.fit(checkpoint, say=say, bars=bars)
+        quantizer = request.calibration.fit(checkpoint, say=say, bars=bars)
         options = request.digest(checkpoint, bars)
         asked = Asked(options=options, calibration=quantizer.calibration)
         with staged(claim, resume=request.resume, asked=asked, say=say) as staging:

@@ -87,7 +87,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         checkpoint: The float weights, with the contract's tokens.
         request: What to make of them.
     """
-    decoder, rounding = checkpoint.decoder, request.quantizer
+    decoder, calibration = checkpoint.decoder, request.calibration
     encodings = request.encodings(decoder)
     metadata = request.metadata(checkpoint, encodings)
     if limit := request.limit(decoder, metadata):
@@ -108,8 +108,8 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         files=files,
         free_disk=shutil.disk_usage(nearest_folder(request.destination)).free,
         memory=max(
-            _memory_to_export(decoder) + rounding.quantizer_memory(decoder),
-            collecting_memory(decoder, rounding.tokens) if rounding.tokens else 0,
+            _memory_to_export(decoder) + calibration.quantizer_memory(decoder),
+            collecting_memory(decoder, calibration.tokens) if calibration.tokens else 0,
         ),
         engine_memory=engines,
         free_memory=free_memory(),

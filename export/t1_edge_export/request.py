@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from t1_edge_export.formats import check_profile, choose_encodings, require_writ
 from t1_edge_export.gguf_metadata import gguf_metadata
 from t1_edge_export.onnx_layout import LAYOUT
 from t1_edge_export.precision import Budget, Limit, find_limit
-from t1_edge_export.quantize.quantizer import SEARCH, Rounding
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.staging import check_free, check_left, check_unlocked
 
 
@@ -33,8 +33,8 @@ class Request:
         contract: How text becomes tokens and a vector.
         formats: Engines to write for.
         profile: How to quantize.
-        quantizer: How the linear layers are rounded; a new one for each export. What is yet to be
-            fitted is so once no other process can export to the destination.
+        calibration: How the linear layers are rounded. The quantizer is fitted once no other
+            process can export to the destination.
         budget: What the build may take: the linear layers that lose most to 4 bits get 8, as many
             as fit. All of them have 4 if None.
         block_size: Weights that share a scale. Wider blocks are smaller and faster in ONNX Runtime,
@@ -53,7 +53,7 @@ class Request:
     contract: Contract
     formats: Sequence[Format] = ("onnx", "gguf")
     profile: Profile = "portable"
-    quantizer: Rounding = SEARCH
+    calibration: Calibration = field(default_factory=Calibration)
     budget: Budget | None = None
     block_size: BlockSize = BLOCK
     cuda: bool = False
@@ -155,8 +155,8 @@ def check_request(checkpoint: Checkpoint, request: Request, *, bars: Bars = no_b
         request.profile,
         request.formats,
         budget=request.budget is not None,
-        chosen=request.quantizer.chosen,
-        packs=request.quantizer.packs,
+        chosen=request.calibration.chosen,
+        packs=request.calibration.packs,
         cuda=request.cuda,
         documents=request.documents,
         block_size=request.block_size,

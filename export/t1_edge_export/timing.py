@@ -66,7 +66,7 @@ def probe_seconds(checkpoint: Checkpoint, request: Request) -> StageSeconds:
     Raises:
         ExportError: If the destination cannot be written, or memory is too small for a block.
     """
-    decoder, tokens = checkpoint.decoder, request.quantizer.tokens
+    decoder, tokens = checkpoint.decoder, request.calibration.tokens
     block = _Block(msgspec.structs.replace(decoder, layers=1, vocabulary=_VOCABULARY))
     weights = weight_count(decoder)
     all_weights = weights / weight_count(block.decoder)

@@ -18,8 +18,7 @@ from t1_edge_export.gguf_tokenizer import gguf_tokenizer
 from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
 from t1_edge_export.presets import PRESETS
-from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, read_rows
-from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, Calibration, read_rows
 from t1_edge_export.quantize.statistics import Statistics, collect
 from t1_edge_export.request import Request
 from t1_edge_export.vocabulary import with_tokens
@@ -127,7 +126,7 @@ def smollm2_at(
             name="smollm2-135m",
             destination=root / f"{bits}",
             contract=PRESETS["chat"],
-            quantizer=weighted(smollm2_statistics, checkpoint.decoder),
+            calibration=Calibration(statistics=smollm2_statistics),
             budget=Budget(bits=bits),
         )
         return export(checkpoint, request)

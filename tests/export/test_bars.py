@@ -44,7 +44,7 @@ def test_every_long_step_has_a_bar_that_is_filled(
         name="tiny",
         destination=tmp_path / "build",
         contract=TINY_CONTRACT,
-        quantizer=read_calibration(kind, calibration, checkpoint, TINY_CONTRACT),
+        calibration=read_calibration(kind, calibration, checkpoint, TINY_CONTRACT),
         budget=Budget(bits=6),
         documents=True,
         allow_drift=True,

@@ -26,7 +26,7 @@ from t1_edge_export.decoder import linear_layers, matrices
 from t1_edge_export.onnx_layout import ALIGN
 from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
-from t1_edge_export.quantize.quantizer import ROUNDING, Quantizer, compensated
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.request import Request
 from tiny import TINY_CONTRACT, Family, Tiny
 
@@ -142,13 +142,19 @@ def test_a_target_size_is_kept(tiny: Callable[..., Tiny], tmp_path: Path) -> Non
     assert 190_000 < build.size("onnx") <= 200_000
 
 
-@pytest.mark.parametrize("kind", ["plain rounding", "GPTQ"])
-def test_every_quantizer_has_them(tiny: Callable[..., Tiny], tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        Calibration(kind="rtn"),
+        Calibration(kind="gptq", rows=ROWS, dataset="two rows"),
+    ],
+    ids=lambda calibration: calibration.kind,
+)
+def test_every_quantizer_has_them(
+    tiny: Callable[..., Tiny], tmp_path: Path, calibration: Calibration
+) -> None:
     checkpoint = open_checkpoint(tiny("qwen3").folder)
-    quantizer: Quantizer = ROUNDING
-    if kind == "GPTQ":
-        quantizer = compensated(checkpoint, ROWS, "two rows")
-    build = export(checkpoint, _request(tmp_path / "x", quantizer=quantizer))
+    build = export(checkpoint, _request(tmp_path / "x", calibration=calibration))
     assert "q4_64" in build.manifest.encodings
     assert build.manifest.verification.cross_engine_min > CROSS  # type: ignore[operator]
 

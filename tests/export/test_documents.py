@@ -50,6 +50,7 @@ from t1_edge_export.onnx_reader import DocumentsWeights
 from t1_edge_export.pipeline import export
 from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.quantize.quantizer import weighted
 from t1_edge_export.quantize.smooth_quant import smooth
 from t1_edge_export.quantize.smoothing import Smoothing
@@ -74,7 +75,7 @@ def documents_build(
             return Build(path)
         checkpoint = with_tokens(open_checkpoint(tiny(family).folder), TINY_CONTRACT)
         noise = _noise(checkpoint.decoder)
-        request = replace(_request(path), quantizer=weighted(noise, checkpoint.decoder))
+        request = replace(_request(path), calibration=Calibration(statistics=noise))
         return export(checkpoint, request)
 
     return build

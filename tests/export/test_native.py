@@ -29,8 +29,9 @@ from t1_edge_export.journal import NOTHING, Journal
 from t1_edge_export.pipeline import export
 from t1_edge_export.precision import Budget
 from t1_edge_export.quantize import packed
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.quantize.packed import LARGEST, pack
-from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, weighted
+from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, weighted
 from t1_edge_export.quantize.statistics import Statistics
 from t1_edge_export.request import Request
 from t1_edge_export.slabs import encode
@@ -193,12 +194,12 @@ def test_native_onnx_is_gptq_with_layers_at_8_bits(
 
 
 @pytest.mark.parametrize(
-    ("formats", "budget", "quantizer", "message"),
+    ("formats", "budget", "calibration", "message"),
     [
-        (["onnx", "gguf"], None, SEARCH, "native weights are one engine's"),
-        (["gguf"], Budget(bits=5), SEARCH, "leave --bits and --target-size out"),
-        (["onnx"], None, SEARCH, "say how many, --bits 5"),
-        (["gguf"], None, ROUNDING, "leave --quantizer out"),
+        (["onnx", "gguf"], None, Calibration(), "native weights are one engine's"),
+        (["gguf"], Budget(bits=5), Calibration(), "leave --bits and --target-size out"),
+        (["onnx"], None, Calibration(), "say how many, --bits 5"),
+        (["gguf"], None, Calibration(kind="rtn"), "leave --quantizer out"),
     ],
 )
 def test_what_native_has_no_use_for_is_refused(
@@ -206,7 +207,7 @@ def test_what_native_has_no_use_for_is_refused(
     tmp_path: Path,
     formats: list[Format],
     budget: Budget | None,
-    quantizer: Quantizer,
+    calibration: Calibration,
     message: str,
 ) -> None:
     request = Request(
@@ -216,7 +217,7 @@ def test_what_native_has_no_use_for_is_refused(
         formats=formats,
         profile="native",
         budget=budget,
-        quantizer=quantizer,
+        calibration=calibration,
     )
     with pytest.raises(ExportError, match=message):
         export(checkpoint, request)

@@ -62,7 +62,7 @@ def test_a_probe_has_seconds_for_each_stage_and_leaves_nothing(
     assert found.calibrating == 0
     assert found.writing > 0
     assert found.reference > 0
-    texts = replace(request, quantizer=Calibration(kind="search", rows=[tuple(range(100))]))
+    texts = replace(request, calibration=Calibration(rows=[tuple(range(100))]))
     assert probe_seconds(checkpoint, texts).calibrating > 0
     assert os.listdir(tmp_path) == []
 

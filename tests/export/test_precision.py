@@ -33,7 +33,7 @@ from t1_edge_export.plan import make_plan
 from t1_edge_export.precision import Budget, choose_eight_bit, find_limit
 from t1_edge_export.presets import PRESETS
 from t1_edge_export.quantize.blocks import Blocks, dequantize, quantize_4_bits, quantize_8_bits
-from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.quantize.sensitivity import by_worth
 from t1_edge_export.quantize.statistics import Statistics, collect
 from t1_edge_export.request import Request
@@ -215,7 +215,7 @@ def test_the_choice_beats_chance(
         destination=tmp_path / "chance",
         contract=PRESETS["chat"],
         formats=["gguf"],
-        quantizer=weighted(smollm2_statistics, checkpoint.decoder),
+        calibration=Calibration(statistics=smollm2_statistics),
         budget=Budget(bits=5.5),
         force=True,
     )

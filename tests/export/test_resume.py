@@ -25,11 +25,15 @@ from t1_edge_export import staging, trial_process, weights
 from t1_edge_export.checkpoint import Checkpoint
 from t1_edge_export.decoder import TensorSpec, weight_count
 from t1_edge_export.pipeline import export
-from t1_edge_export.quantize.quantizer import ROUNDING, SEARCH, Quantizer, RowQuantizer
+from t1_edge_export.quantize import calibration
+from t1_edge_export.quantize.calibration import Calibration
+from t1_edge_export.quantize.quantizer import SEARCH, Quantizer, RowQuantizer
 from t1_edge_export.request import Request, check_request
 from t1_edge_export.staging import claimed
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
+
+PLAIN = Calibration(kind="rtn")
 
 
 @pytest.fixture
@@ -119,7 +123,8 @@ def test_what_is_whole_is_not_quantized_again(
         quantized.append(spec.name)
         return SEARCH.four_bits(spec)
 
-    again = dataclasses.replace(request_, resume=True, quantizer=Quantizer(four_bits=four_bits))
+    monkeypatch.setattr(calibration, "SEARCH", Quantizer(four_bits=four_bits))
+    again = dataclasses.replace(request_, resume=True)
     done: list[int] = []
     build = export(checkpoint, again, bars=stage("quantizing", done.append))
     assert "model.layers.0.self_attn.q_proj.weight" not in quantized
@@ -178,7 +183,7 @@ def test_another_calibration_does_not_go_on_with_it_nor_lose_it(
     _leave_half(checkpoint, request_)
     again = dataclasses.replace(request_, resume=True)
     with pytest.raises(ExportError, match=r"other options.*leave --resume out"):
-        export(checkpoint, dataclasses.replace(again, quantizer=ROUNDING))
+        export(checkpoint, dataclasses.replace(again, calibration=PLAIN))
     assert os.listdir(request_.destination.parent) == [".tiny.partial"]
     export(checkpoint, again)
 
@@ -190,7 +195,7 @@ def test_other_options_are_refused_before_anything_is_fitted(
     _leave_half(checkpoint, request_)
     again = dataclasses.replace(request_, resume=True)
     check_request(checkpoint, again)
-    check_request(checkpoint, dataclasses.replace(again, quantizer=ROUNDING))  # not known by then
+    check_request(checkpoint, dataclasses.replace(again, calibration=PLAIN))  # not known by then
     with pytest.raises(ExportError, match=r"other options.*leave --resume out"):
         check_request(checkpoint, dataclasses.replace(again, block_size=64))
 

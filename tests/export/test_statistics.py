@@ -17,7 +17,8 @@ from t1_edge_export.checkpoint import Checkpoint, Weights, open_checkpoint
 from t1_edge_export.decoder import TensorSpec, linear_layers
 from t1_edge_export.gguf_checkpoint import GGUFCheckpoint
 from t1_edge_export.pipeline import export
-from t1_edge_export.quantize.quantizer import block_grams, compensated, weighted
+from t1_edge_export.quantize.calibration import Calibration
+from t1_edge_export.quantize.quantizer import block_grams
 from t1_edge_export.quantize.smoothing import Smoothing
 from t1_edge_export.quantize.statistics import Statistics, collect, read_statistics
 from t1_edge_export.request import Request
@@ -101,12 +102,12 @@ def test_they_lower_the_error_of_what_layers_give(
     asked = dataclasses.replace(
         request,
         destination=tmp_path / "weighted",
-        quantizer=weighted(statistics, checkpoint.decoder),
+        calibration=Calibration(statistics=statistics),
     )
     twice = dataclasses.replace(
         request,
         destination=tmp_path / "gptq",
-        quantizer=compensated(checkpoint, ROWS, "three rows"),
+        calibration=Calibration(kind="gptq", rows=ROWS, dataset="three rows"),
     )
     builds = [export(checkpoint, wanted) for wanted in (request, asked, twice)]
     found = [build.manifest.calibration for build in builds]
@@ -116,11 +117,11 @@ def test_they_lower_the_error_of_what_layers_give(
     assert compensated_for in (builds[2].path / "README.md").read_text(encoding="utf-8")
     assert len({build.manifest.fingerprint for build in builds}) == 3
     files = [GGUFCheckpoint(build.path / GGUF_MODEL) for build in builds]
-    smoothings = [wanted.quantizer.fit(checkpoint).smoothing for wanted in (request, asked, twice)]
+    fitted = [wanted.calibration.fit(checkpoint) for wanted in (request, asked, twice)]
     errors = [
         [
-            _error(spec, checkpoint, file, smoothing, inputs[spec.name])
-            for file, smoothing in zip(files, smoothings, strict=True)
+            _error(spec, checkpoint, file, quantizer.smoothing, inputs[spec.name])
+            for file, quantizer in zip(files, fitted, strict=True)
         ]
         for spec in linear_layers(checkpoint.decoder)
     ]

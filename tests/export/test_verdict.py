@@ -17,7 +17,7 @@ from t1_edge_export.gate import BOUNDS
 from t1_edge_export.golden_texts import DOCUMENTS
 from t1_edge_export.onnx_reader import DocumentsWeights
 from t1_edge_export.pipeline import export
-from t1_edge_export.quantize.quantizer import weighted
+from t1_edge_export.quantize.calibration import Calibration
 from t1_edge_export.quantize.smoothing import Smoothing
 from t1_edge_export.quantize.statistics import Statistics
 from t1_edge_export.request import Request
@@ -34,7 +34,7 @@ def request_(checkpoint: Checkpoint, tmp_path: Path) -> Request:
         name="tiny",
         destination=tmp_path / "build",
         contract=TINY_CONTRACT,
-        quantizer=weighted(statistics, checkpoint.decoder),
+        calibration=Calibration(statistics=statistics),
         formats=("onnx",),
         documents=True,
     )

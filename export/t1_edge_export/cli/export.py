@@ -222,7 +222,7 @@ def export(
         cuda=cuda,
         documents=documents,
         profile=profile,
-        quantizer=read_calibration(kind, calibration, opened, found, save=save_statistics),
+        calibration=read_calibration(kind, calibration, opened, found, save=save_statistics),
         budget=budget,
         block_size=size,
         force=force,

@@ -34,7 +34,7 @@ _MATRIX_SUFFIX: Final = ".gguf"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a quantizer is fitted to, read and checked; nothing has run over it. See `Rounding`.
+    """How an export rounds: what a quantizer is fitted to, read and checked; nothing ran over it.
 
     GPTQ has rows; the search has rows, or statistics, or nothing; plain rounding has nothing.
 
@@ -46,7 +46,7 @@ class Calibration:
         save: Where to write the statistics that are collected over rows, as an importance matrix.
     """
 
-    kind: Kind
+    kind: Kind = "search"
     statistics: Statistics | None = None
     rows: Sequence[tuple[int, ...]] = ()
     dataset: str = ""

@@ -29,44 +29,6 @@ RowPacker = Callable[[Float32Array], NDArray[np.uint8]]
 """Takes rows of one tensor, and gives bytes as `pack` does; on any thread."""
 
 
-class Rounding(Protocol):
-    """How an export rounds: a `Quantizer`, or what one is yet to be fitted to."""
-
-    @property
-    def chosen(self) -> bool:
-        """Whether it is another than the search, every weight's error counting alike."""
-
-    @property
-    def packs(self) -> bool:
-        """Whether it rounds to llama.cpp's own block formats."""
-
-    @property
-    def tokens(self) -> int:
-        """How many pass through the float weights to fit it."""
-
-    def quantizer_memory(self, decoder: Decoder) -> int:
-        """Bytes that the quantizer will have resident, see `Quantizer.memory`."""
-
-    def fit(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        say: Callable[[str], None] = lambda text: None,
-        bars: Bars = no_bars,
-    ) -> "Quantizer":
-        """The quantizer.
-
-        Args:
-            checkpoint: What is exported, with the contract's tokens.
-            say: Called with a line of talk before something that takes long.
-            bars: Shows how far it is.
-
-        Raises:
-            CheckpointError: If a tensor cannot be read.
-            ExportError: If memory is too small, or the statistics cannot be saved.
-        """
-
-
 class RowQuantizer(Protocol):
     """Takes rows of one tensor, and gives codes and scales as `quantize_4_bits`; on any thread."""
 
@@ -76,7 +38,7 @@ class RowQuantizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
-    """A way to quantize. See `Rounding`: it is fitted.
+    """A way to quantize, fitted to what it was calibrated with.
 
     Attributes:
         four_bits: Takes a linear layer's tensor, and gives what quantizes rows of it. Layers come
@@ -97,35 +59,6 @@ class Quantizer:
     importance: Callable[[], Mapping[str, Float32Array]] = dict
     smoothing: Smoothing = field(default_factory=Smoothing)
     memory: int = 0
-
-    @property
-    def chosen(self) -> bool:
-        """Whether it was calibrated, or is there for comparison."""
-        return bool(self.calibration)
-
-    @property
-    def packs(self) -> bool:
-        """Whether it rounds to llama.cpp's own block formats."""
-        return self.packed is not None
-
-    @property
-    def tokens(self) -> int:
-        """None any more."""
-        return 0
-
-    def quantizer_memory(self, decoder: Decoder) -> int:
-        """Its own."""
-        return self.memory
-
-    def fit(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        say: Callable[[str], None] = lambda text: None,
-        bars: Bars = no_bars,
-    ) -> "Quantizer":
-        """Itself."""
-        return self
 
     def packer(self, spec: TensorSpec, encoding: Encoding) -> RowPacker:
         """What packs rows of a tensor as llama.cpp does.
