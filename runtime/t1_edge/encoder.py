@@ -349,7 +349,7 @@ class Encoder:
         )
 
     def close(self) -> None:
-        """Free the engine once what runs has ended. The encoder cannot be used afterwards."""
+        """Free the engine once what runs has ended; nothing can be used then, nor open streams."""
         self._passes.close()
         if self._cache is not None:
             self._cache.close()

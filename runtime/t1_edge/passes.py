@@ -207,7 +207,7 @@ class Passes:
         ]
 
     def close(self) -> None:
-        """Free the engine once what runs has ended; under a stream of this thread, at once.
+        """Free the engine once what runs has ended: a stream's pass, not the stream.
 
         A forked process has nothing to free: the engine is its parent's.
         """

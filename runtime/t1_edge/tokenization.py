@@ -8,7 +8,6 @@ the tokenizer that reads text, and are known only as names with an id: a documen
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -31,9 +30,9 @@ class TextTokenizer:
         try:
             parts = json.loads(definition)
             self._specials = {t["content"]: int(t["id"]) for t in parts["added_tokens"]}
+            self._named = {id: token for token, id in self._specials.items()}
             nothing = {"post_processor": None, "truncation": None, "padding": None}
-            self._parts = parts | nothing
-            self._plain = Tokenizer.from_str(json.dumps(self._parts | {"added_tokens": []}))
+            self._plain = Tokenizer.from_str(json.dumps(parts | nothing | {"added_tokens": []}))
         except Exception as e:  # the library raises bare Exception
             raise BuildError(f"not a tokenizer.json that can be read: {e}") from e
         longest_first = sorted(self._specials, key=len, reverse=True)
@@ -50,16 +49,6 @@ class TextTokenizer:
             return cls(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, BuildError) as e:
             raise BuildError(f"{path}: {e}") from e
-
-    @cached_property
-    def _whole(self) -> Tokenizer:
-        """With its special tokens: for decoding, and made when something is first decoded."""
-        return Tokenizer.from_str(json.dumps(self._parts))
-
-    @property
-    def size(self) -> int:
-        """How many ids there are, special tokens included."""
-        return int(self._whole.get_vocab_size(with_added_tokens=True))
 
     def special(self, token: str) -> int:
         """Id of a special token.
@@ -90,8 +79,11 @@ class TextTokenizer:
         return [piece for piece in pieces if piece != ""]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, special ones spelled out."""
-        return str(self._whole.decode(list(tokens), skip_special_tokens=False)) if tokens else ""
+        """Text of token ids, special ones spelled out; what is no token's id is left out."""
+        named = [self._named.get(token) or self._plain.id_to_token(token) for token in tokens]
+        known = [token for token in named if token is not None]
+        decoder = self._plain.decoder
+        return " ".join(known) if decoder is None else str(decoder.decode(known))
 
     def _encode(self, text: str) -> Encoding:
         return self._plain.encode(text, add_special_tokens=False)

@@ -22,22 +22,24 @@ class Turn:
 
     Args:
         deadline: Of a stream, by `time.monotonic`, in seconds.
+        last: Whether there is no turn after it.
 
     Attributes:
         deadline: As above.
+        last: As above.
         rests: Whether a stream's reader has a vector just now, so that nothing is computed.
         free: Frees the engine of a stream whose turn is taken from it; a stream says how.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None, *, last: bool = False) -> None:
         self.deadline = deadline
+        self.last = last
         self.rests = False
         self.free: Callable[[], None] = _nothing
 
-    @property
-    def is_overdue(self) -> bool:
-        """Whether it may be taken: its reader has a vector, and the deadline has passed."""
-        return self.rests and is_over(self.deadline)
+    def may_take(self, other: "Turn") -> bool:
+        """Whether another may be taken: its reader has a vector, it is overdue, or this is last."""
+        return other.rests and (self.last or is_over(other.deadline))
 
 
 _STREAMS: Final[ContextVar[frozenset[Turn]]] = ContextVar("streams", default=frozenset())
@@ -58,11 +60,6 @@ class Turns:
         """Whether this is not the process that the engine belongs to."""
         return os.getpid() != self._process
 
-    @property
-    def is_under_stream(self) -> bool:
-        """Whether it is the turn of a stream that who calls has open: this thread, or this task."""
-        return self._current in _STREAMS.get()
-
     @contextmanager
     def take(self) -> Iterator[None]:
         """Wait for a turn, and have it.
@@ -76,20 +73,9 @@ class Turns:
 
     @contextmanager
     def take_to_close(self) -> Iterator[None]:
-        """Have a turn: at once where it is that of a stream of who calls, else as all do."""
-        turn = Turn()
-        with self._changed:
-            own = self.is_under_stream
-            if own:
-                self._current = turn
-        if not own:
-            with self._take(turn):
-                yield
-            return
-        try:
+        """Have the next turn, before all who wait; that of a stream whose reader has a vector."""
+        with self._take(Turn(last=True)):
             yield
-        finally:
-            self._give_back(turn)
 
     @contextmanager
     def stream(self, deadline: float | None) -> Iterator[Turn]:
@@ -127,12 +113,12 @@ class Turns:
 
     @contextmanager
     def _take(self, turn: Turn) -> Iterator[None]:
-        self._refuse_endless()
+        self._refuse_endless(turn)
         try:
             with self._changed:
-                self._waiting.append(turn)
+                (self._waiting.appendleft if turn.last else self._waiting.append)(turn)
                 try:
-                    while not (self._waiting[0] is turn and self._is_free()):
+                    while not (self._waiting[0] is turn and self._is_free(turn)):
                         self._changed.wait(self._patience())
                     self._current = turn
                 finally:
@@ -149,21 +135,22 @@ class Turns:
                 self._current = None
                 self._changed.notify_all()
 
-    def _refuse_endless(self) -> None:
+    def _refuse_endless(self, turn: Turn) -> None:
         if self.is_forked:
             raise EngineError(
                 "this encoder belongs to the process that this one was forked from: load one here, "
                 'or start processes by "spawn"'
             )
         with self._changed:
-            if self.is_under_stream and self._current is not None and not self._current.is_overdue:
+            current = self._current
+            if current is not None and current in _STREAMS.get() and not turn.may_take(current):
                 raise EngineError(
                     "a stream of this thread is still open: take its last vector, or close it"
                 )
 
-    def _is_free(self) -> bool:
-        """Whether nobody has the turn: it is taken from a stream that is overdue."""
-        if self._current is not None and self._current.is_overdue:
+    def _is_free(self, turn: Turn) -> bool:
+        """Whether nobody has the turn: it is taken from who can be made to give it."""
+        if self._current is not None and turn.may_take(self._current):
             self._current.free()
             self._current = None
         return self._current is None

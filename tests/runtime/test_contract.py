@@ -147,6 +147,14 @@ def test_thoughts_are_text() -> None:
         assert CODEC.thought_text(CODEC.thought_tokens(thought)) == thought
 
 
+@given(st.lists(st.integers(0, 310)), st.booleans())
+def test_tokens_are_spelled_as_the_library_spells_them(tokens: list[int], bare: bool) -> None:
+    parts = json.loads(DEFINITION) | ({"decoder": None} if bare else {})
+    theirs = Tokenizer.from_str(json.dumps(parts))
+    ours = TextTokenizer(json.dumps(parts))
+    assert ours.decode(tokens) == theirs.decode(tokens, skip_special_tokens=False)
+
+
 def test_rows_begin_alike() -> None:
     query, document = CODEC.beginnings
     assert TOKENIZER.decode(query).rstrip() == "<|im_start|>Find:"

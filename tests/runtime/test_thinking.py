@@ -233,6 +233,23 @@ def test_an_encoder_can_be_closed_under_its_stream() -> None:
         encoder.encode_documents(["y"])
 
 
+def test_an_encoder_is_closed_while_another_thread_reads_a_stream() -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    stream = encoder.encode_query_stream("x", budget=10)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as other:
+        reader.submit(next, stream).result(30)
+        waiting = other.submit(encoder.encode_documents, ["y"])
+        with pytest.raises(TimeoutError):
+            waiting.result(0.05)
+        encoder.close()  # before who waits for the stream
+        with pytest.raises(EngineError, match="the engine is closed"):
+            waiting.result(30)
+    with pytest.raises(EngineError, match="the session is closed"):
+        next(stream)
+    assert list(stream) == []
+
+
 def test_what_a_reader_does_between_two_vectors_is_not_counted() -> None:
     encoder, engine = scripted_encoder()
     engine.favourite = 70
