@@ -149,7 +149,7 @@ def cached_builds() -> list[Path]:
 def _instead(path: Path, name: str) -> str:
     """What somebody who asked for a build may have meant."""
     if name in MODELS:
-        return f"it is not in the cache yet; bring it with: t1-edge pull {name}"
+        return f"it is not in the cache yet ({cache_dir()}); bring it with: t1-edge pull {name}"
     if len(path.parts) == 1 and os.path.isdir(cache_dir() / "checkpoints" / path):
         return f"it is a checkpoint; make a build of it with: t1-edge export {name}"
     found = sorted(at.name for at in cached_builds())

@@ -109,6 +109,7 @@ def test_encode_documents(build: str, engine: str, tmp_path: Path) -> None:
     arguments = ["encode", "--build", build, "--engine", engine, "the weather", "the lake"]
     found = json.loads(_run(*arguments, "--output", str(out), "--json").stdout)
     assert found["truncated"] == 0
+    assert found["fingerprint"] == Build(Path(build)).manifest.fingerprint
     vectors = np.load(out)
     assert vectors.shape == (2, 64)
     np.testing.assert_allclose(vectors, [row["vector"] for row in found["rows"]], atol=1e-7)
@@ -165,11 +166,12 @@ def test_which_engine_is_faster_is_measured_once_and_said(build: str, own_cache:
 
 
 def test_encode_reads_lines_and_counts_what_it_cut(build: str) -> None:
-    lines = "one\n" + "word " * 500 + "\n"
+    lines = "one\n \n" + "word " * 500 + "\n"
     arguments = ["encode", "--build", build, "--file", "-", "--json"]
     found = CliRunner().invoke(main, arguments, input=lines)
     assert json.loads(found.stdout)["truncated"] == 1
-    assert "1 of 2 texts were longer" in found.stderr
+    assert "1 of 3 texts were longer" in found.stderr
+    assert "1 of 3 texts are blank" in found.stderr
 
 
 def test_a_batch_that_does_not_fit_can_be_smaller(

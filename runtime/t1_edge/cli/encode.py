@@ -96,6 +96,8 @@ def encode(
     lines = [*texts, *(_lines(file) if file else ())]
     if file and not lines:
         raise InputError(f"{_place(file)} has no lines")
+    if blank := sum(not line.strip() for line in lines):
+        say(f"{blank} of {len(lines)} texts are blank, and get a vector as the others do")
     with Encoder.load(
         build,
         engine=engine,
@@ -115,21 +117,19 @@ def encode(
         )
         ran = encoder.info if query else encoder.read_by()
         running = f"{ran.library} on {ran.device}"
-        graph = ran.graph
+        about = {"build": build, "fingerprint": encoder.fingerprint, "engine": running}
     cut = sum(row.truncated for row in rows)
     if cut:
         say(f"{cut} of {len(rows)} texts were longer than the build reads, and were cut")
     if output:
         _save(output, rows)
-        say(f"{len(rows)} vectors of {len(rows[0].vector)} dimensions in {output} ({running})")
+        say(f"float32 [{len(rows)}, {len(rows[0].vector)}] in {output} ({running})")
     if as_json:
         data = [row.about | {"vector": row.vector.tolist()} for row in rows]
-        put_json(
-            {"build": build, "engine": running, "graph": graph, "truncated": cut, "rows": data}
-        )
+        put_json(about | {"graph": ran.graph, "truncated": cut, "rows": data})
     elif not output:
         _show(rows)
-        say(f"by {running}, the graph for {graph}")
+        say(f"by {running}, the graph for {ran.graph}")
 
 
 @dataclass(frozen=True, kw_only=True)

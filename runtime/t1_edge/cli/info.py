@@ -24,14 +24,18 @@ def info(build: str, as_json: bool) -> None:
     if as_json:
         put_json({"path": str(opened.path)} | msgspec.to_builtins(manifest))
         return
-    decoder, found = manifest.decoder, manifest.verification
+    decoder, contract, found = manifest.decoder, manifest.contract, manifest.verification
     click.echo(f"{manifest.name}  {opened.path}")
     source = manifest.source
     commit = f"@{source.revision}" if source.revision else ""
     click.echo(f"source       {source.id}{commit} ({source.licence})")
     click.echo(f"decoder      {decoder.family}, {decoder.layers} blocks, {decoder.hidden} wide")
     click.echo(f"profile      {manifest.profile}  {manifest.encodings}")
-    click.echo(f"budget       {manifest.contract.budget} tokens")
+    click.echo(
+        f"reads        {contract.max_query_tokens} tokens of a query, "
+        f"{contract.max_document_tokens} of a document"
+    )
+    click.echo(f"budget       {contract.budget} tokens")
     click.echo(f"fingerprint  {manifest.fingerprint}")
     for format in manifest.formats:
         figures = found.engines[format]
