@@ -218,7 +218,7 @@ class Encoder:
 
         Raises:
             InputError: As `encode_query`, and if `every` is below 1.
-            EngineError: As `encode_query`.
+            EngineError: As `encode_query`, and if the encoder was closed meanwhile.
         """
         if every < 1:
             raise InputError(f"between two vectors stand 1 token or more, not {every}")
@@ -349,7 +349,7 @@ class Encoder:
         )
 
     def close(self) -> None:
-        """Free the engine once what runs has ended; nothing can be used then, nor open streams."""
+        """Free the engine once a pass that runs has ended; then open streams raise EngineError."""
         self._passes.close()
         if self._cache is not None:
             self._cache.close()

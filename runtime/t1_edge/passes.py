@@ -14,7 +14,7 @@ from t1_edge.batching import batches
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
 from t1_edge.engines.base import Engine, EngineInfo, Float32Array
-from t1_edge.errors import InputError
+from t1_edge.errors import EngineError, InputError
 from t1_edge.results import QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thinking, Thought, is_over, think
 from t1_edge.turns import Turn, Turns
@@ -40,6 +40,7 @@ class Passes:
         self._reader = engine
         engine.prime(_worth(codec.beginnings))
         self._turns = Turns()
+        self._closed = False
 
     @property
     def info(self) -> EngineInfo:
@@ -111,7 +112,7 @@ class Passes:
             See `Encoder.encode_query_stream`.
 
         Raises:
-            EngineError: As `think`.
+            EngineError: As `think`, and if the encoder was closed while the reader had a vector.
         """
         with self._turns.stream(until) as turn, ExitStack() as held:
             with self._cores():
@@ -210,6 +211,9 @@ class Passes:
         """Free the engine once what runs has ended: a stream's pass, not the stream.
 
         A forked process has nothing to free: the engine is its parent's.
+
+        Raises:
+            EngineError: If this thread computes: a signal's handler asks.
         """
         if self._turns.is_forked:
             return
@@ -217,6 +221,7 @@ class Passes:
             self._close()
 
     def _close(self) -> None:
+        self._closed = True
         self._open_reader = None
         try:
             self._reader.close()
@@ -256,6 +261,10 @@ class Passes:
             if not thinking.goes_on():  # it was with its reader until the deadline
                 [thought] = thinking.thoughts
                 return replace(found, stopped_by=thought.stopped_by)
+            if self._closed:
+                raise EngineError(
+                    "the encoder was closed under this stream: load one and ask again"
+                )
 
     def _grow(self, thinking: Thinking, steps: int) -> tuple[Float32Array, float]:
         """Vectors once a thought has made some steps, or ended before; and the seconds of it."""

@@ -79,9 +79,14 @@ class TextTokenizer:
         return [piece for piece in pieces if piece != ""]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, special ones spelled out; what is no token's id is left out."""
+        """Text of token ids, special ones spelled out; what is no token's id is left out.
+
+        Ids are the file's: the library gives added tokens others where there are gaps.
+        """
         named = [self._named.get(token) or self._plain.id_to_token(token) for token in tokens]
         known = [token for token in named if token is not None]
+        if not known:
+            return ""
         decoder = self._plain.decoder
         return " ".join(known) if decoder is None else str(decoder.decode(known))
 

@@ -1,7 +1,8 @@
 """Whose turn it is with an engine: one caller's at a time, first come, first served.
 
 A stream keeps its turn while its reader has a vector. Past its deadline it computes nothing more:
-who waits then takes the turn from it.
+who waits then takes the turn from it. So does who closes the encoder, whenever the reader has a
+vector, and before all who wait.
 """
 
 import os
@@ -22,24 +23,31 @@ class Turn:
 
     Args:
         deadline: Of a stream, by `time.monotonic`, in seconds.
-        last: Whether there is no turn after it.
+        closes: Whether it ends the engine: it goes before all who wait.
 
     Attributes:
         deadline: As above.
-        last: As above.
+        closes: As above.
+        thread: Which computes in it, and made it.
         rests: Whether a stream's reader has a vector just now, so that nothing is computed.
         free: Frees the engine of a stream whose turn is taken from it; a stream says how.
     """
 
-    def __init__(self, deadline: float | None = None, *, last: bool = False) -> None:
+    def __init__(self, deadline: float | None = None, *, closes: bool = False) -> None:
         self.deadline = deadline
-        self.last = last
+        self.closes = closes
+        self.thread = threading.get_ident()
         self.rests = False
         self.free: Callable[[], None] = _nothing
 
     def may_take(self, other: "Turn") -> bool:
-        """Whether another may be taken: its reader has a vector, it is overdue, or this is last."""
-        return other.rests and (self.last or is_over(other.deadline))
+        """Whether another's reader has a vector, and it is overdue or this one closes."""
+        return other.rests and (self.closes or is_over(other.deadline))
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this thread computes in it just now."""
+        return self.thread == threading.get_ident() and not self.rests
 
 
 _STREAMS: Final[ContextVar[frozenset[Turn]]] = ContextVar("streams", default=frozenset())
@@ -65,16 +73,20 @@ class Turns:
         """Wait for a turn, and have it.
 
         Raises:
-            EngineError: If a stream of who calls is open, or the process was forked: the wait
-                would have no end.
+            EngineError: If a stream of who calls is open, this thread computes (a signal's handler
+                asks), or the process was forked: the wait would have no end.
         """
         with self._take(Turn()):
             yield
 
     @contextmanager
     def take_to_close(self) -> Iterator[None]:
-        """Have the next turn, before all who wait; that of a stream whose reader has a vector."""
-        with self._take(Turn(last=True)):
+        """Have the next turn, before all who wait; that of a stream whose reader has a vector.
+
+        Raises:
+            EngineError: If this thread computes, or the process was forked.
+        """
+        with self._take(Turn(closes=True)):
             yield
 
     @contextmanager
@@ -93,6 +105,7 @@ class Turns:
             try:
                 yield turn
             finally:
+                turn.free = _nothing  # another context may keep the turn
                 _STREAMS.set(_STREAMS.get() - {turn})
 
     @contextmanager
@@ -110,13 +123,14 @@ class Turns:
         finally:
             with self._changed:
                 turn.rests = False
+                turn.thread = threading.get_ident()
 
     @contextmanager
     def _take(self, turn: Turn) -> Iterator[None]:
         self._refuse_endless(turn)
         try:
             with self._changed:
-                (self._waiting.appendleft if turn.last else self._waiting.append)(turn)
+                (self._waiting.appendleft if turn.closes else self._waiting.append)(turn)
                 try:
                     while not (self._waiting[0] is turn and self._is_free(turn)):
                         self._changed.wait(self._patience())
@@ -143,7 +157,11 @@ class Turns:
             )
         with self._changed:
             current = self._current
-            if current is not None and current in _STREAMS.get() and not turn.may_take(current):
+            if current is None or turn.may_take(current):
+                return
+            if current.runs_here:
+                raise EngineError("this thread is in a call of the encoder, which has to end first")
+            if current in _STREAMS.get() and not turn.closes:
                 raise EngineError(
                     "a stream of this thread is still open: take its last vector, or close it"
                 )

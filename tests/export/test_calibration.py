@@ -15,9 +15,17 @@ from t1_edge.contract import Codec
 from t1_edge.errors import CheckpointError, ExportError
 from t1_edge.tokenization import TextTokenizer
 from t1_edge_export.checkpoint import open_checkpoint
-from t1_edge_export.quantize.calibration import DEFAULT_TEXTS, read_calibration, read_rows
+from t1_edge_export.quantize.calibration import (
+    DEFAULT_TEXTS,
+    Calibration,
+    read_calibration,
+    read_rows,
+)
+from t1_edge_export.quantize.statistics import Statistics
 from t1_edge_export.vocabulary import with_tokens
 from tiny import TINY_CONTRACT, Tiny
+
+NOTHING = Statistics(importance={}, tokens=0, dataset="")
 
 TEXTS = b"""{"query": "why do leaves turn red", "thought": "autumn"}
 {"document": "Chlorophyll breaks down."}
@@ -117,9 +125,26 @@ def test_texts_ship_and_are_what_is_fitted_to(tiny: Callable[..., Tiny], codec: 
     assert nothing.tokens == 0
     assert nothing.quantizer_memory(checkpoint.decoder) == 0
     gptq = read_calibration("gptq", None, checkpoint, TINY_CONTRACT)
+    widths = {64, 128}  # of the tiny model's inputs: Gram matrices, and the widest's factor
     planned = gptq.quantizer_memory(checkpoint.decoder)
-    assert planned == gptq.fit(checkpoint).memory > 0
+    assert planned == 4 * sum(width**2 for width in widths) + 28 * max(widths) ** 2
     assert nothing.fit(checkpoint).calibration == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "gptq"},
+        {"kind": "gptq", "statistics": NOTHING},
+        {"kind": "rtn", "rows": [(1, 2)]},
+        {"rows": [(1, 2)], "statistics": NOTHING},
+        {"save": Path("x.gguf")},
+        {"kind": "gptq", "rows": [(1, 2)], "save": Path("x.gguf")},
+    ],
+)
+def test_what_no_quantizer_is_fitted_to_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ExportError):
+        Calibration(**wrong)
 
 
 def test_what_was_collected_is_saved_and_read_again(

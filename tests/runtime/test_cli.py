@@ -79,7 +79,10 @@ def test_help_loads_nothing_heavy() -> None:
 def test_info(build: str) -> None:
     found = json.loads(_run("info", build, "--json").stdout)
     assert found["decoder"]["family"] == "qwen3"
-    assert "qwen3-portable" in _run("info", build).stdout
+    said = _run("info", build).stdout
+    assert "qwen3-portable" in said
+    limits = found["contract"]["max_query_tokens"], found["contract"]["max_document_tokens"]
+    assert "{} tokens for a query, {} for a document".format(*limits) in said
 
 
 def test_verify(build: str) -> None:

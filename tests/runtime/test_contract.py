@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -147,11 +148,26 @@ def test_thoughts_are_text() -> None:
         assert CODEC.thought_text(CODEC.thought_tokens(thought)) == thought
 
 
-@given(st.lists(st.integers(0, 310)), st.booleans())
-def test_tokens_are_spelled_as_the_library_spells_them(tokens: list[int], bare: bool) -> None:
-    parts = json.loads(DEFINITION) | ({"decoder": None} if bare else {})
-    theirs = Tokenizer.from_str(json.dumps(parts))
-    ours = TextTokenizer(json.dumps(parts))
+DECODERS = [
+    decoders.ByteLevel(),
+    decoders.Metaspace(),
+    decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    ),
+    None,
+]
+
+
+@given(st.lists(st.integers(0, 310)), st.sampled_from(DECODERS))
+def test_tokens_are_spelled_as_the_library_spells_them(tokens: list[int], decoder: Any) -> None:
+    theirs = Tokenizer.from_str(DEFINITION)
+    theirs.decoder = decoder
+    ours = TextTokenizer(theirs.to_str())
     assert ours.decode(tokens) == theirs.decode(tokens, skip_special_tokens=False)
 
 

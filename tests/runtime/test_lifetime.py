@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -133,6 +134,26 @@ def test_vectors_of_a_stream_can_be_taken_in_several_threads() -> None:
         rest = second.submit(copy_context().run, lambda: list(stream)).result()
         assert [one.stopped_by for one in (begun, *rest)] == ["open", "open", "budget"]
         assert waiting.result().shape == (1, 32)
+
+
+def test_an_encoder_is_closed_under_a_stream(encoder: Encoder) -> None:
+    stream = encoder.encode_query_stream("the lake", budget=8, every=1)
+    assert next(stream).stopped_by == "open"
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(encoder.close).result(30)
+    with pytest.raises(EngineError, match="was closed under this stream"):
+        next(stream)
+    assert list(stream) == []
+
+
+def test_weights_end_with_the_encoder_whatever_keeps_a_stream(path: Path) -> None:
+    with Encoder.load(path, engine="onnx", threads=1, cache=False) as encoder:
+        stream = encoder.encode_query_stream("the lake", budget=8, every=1)
+        next(stream)
+        weights = weakref.ref(encoder._passes._engine._session)  # type: ignore[attr-defined]
+        assert weights() is not None
+    assert weights() is None
+    stream.close()
 
 
 _worker: Encoder | None = None

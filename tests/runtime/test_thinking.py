@@ -233,7 +233,7 @@ def test_an_encoder_can_be_closed_under_its_stream() -> None:
         encoder.encode_documents(["y"])
 
 
-def test_an_encoder_is_closed_while_another_thread_reads_a_stream() -> None:
+def test_who_closes_goes_before_who_waits_for_a_stream() -> None:
     encoder, engine = scripted_encoder()
     engine.favourite = 70
     stream = encoder.encode_query_stream("x", budget=10)
@@ -242,12 +242,30 @@ def test_an_encoder_is_closed_while_another_thread_reads_a_stream() -> None:
         waiting = other.submit(encoder.encode_documents, ["y"])
         with pytest.raises(TimeoutError):
             waiting.result(0.05)
-        encoder.close()  # before who waits for the stream
+        closing_ = threading.Thread(target=encoder.close, daemon=True)
+        closing_.start()
+        closing_.join(30)
+        closed = not closing_.is_alive()
+        stopped = reader.submit(lambda: list(stream)).exception(30)
         with pytest.raises(EngineError, match="the engine is closed"):
             waiting.result(30)
-    with pytest.raises(EngineError, match="the session is closed"):
-        next(stream)
+    assert closed
+    assert "the encoder was closed under this stream" in str(stopped)
     assert list(stream) == []
+
+
+def test_who_closes_waits_for_a_pass_of_a_stream_begun_here() -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    stream = encoder.encode_query_stream("x", budget=10, every=5)
+    next(stream)
+    engine.delay = 0.05
+    with ThreadPoolExecutor(1) as reader:
+        second = reader.submit(next, stream)
+        while encoder._passes._turns._current.rests:  # type: ignore[union-attr]
+            time.sleep(0.001)
+        encoder.close()
+        assert second.result(30).stopped_by == "open"
 
 
 def test_what_a_reader_does_between_two_vectors_is_not_counted() -> None:

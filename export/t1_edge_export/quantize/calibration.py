@@ -1,4 +1,4 @@
-"""What a quantizer is fitted to: an importance matrix, or texts of the shape that a T1 meets."""
+"""Which quantizer rounds, and what it is fitted to: a matrix, or texts of the shape a T1 meets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +44,9 @@ class Calibration:
         rows: Token rows of texts, each ending in `<emb_token>`; none without texts.
         dataset: What the rows are, for people to read.
         save: Where to write the statistics that are collected over rows, as an importance matrix.
+
+    Raises:
+        ExportError: If the quantizer is not fitted to what is given.
     """
 
     kind: Kind = "search"
@@ -51,6 +54,21 @@ class Calibration:
     rows: Sequence[tuple[int, ...]] = ()
     dataset: str = ""
     save: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what a quantizer would not be fitted to."""
+        allowed = {
+            "search": self.statistics is None or not self.rows,
+            "gptq": self.statistics is None and len(self.rows) > 0,
+            "rtn": self.statistics is None and not self.rows,
+        }
+        if not allowed[self.kind]:
+            raise ExportError(
+                f"{self.kind} is not fitted to that: the search takes rows or statistics, gptq "
+                "rows, rtn neither"
+            )
+        if self.save and not (self.kind == "search" and self.rows):
+            raise ExportError("statistics are saved of rows, by the search alone")
 
     @property
     def chosen(self) -> bool:
@@ -68,7 +86,7 @@ class Calibration:
         return sum(map(len, self.rows))
 
     def quantizer_memory(self, decoder: Decoder) -> int:
-        """Bytes that the quantizer will have resident, see `Quantizer.memory`."""
+        """Bytes that the quantizer will have resident while layers are quantized."""
         return gptq_memory(decoder) if self.kind == "gptq" else 0
 
     def fit(

@@ -50,7 +50,6 @@ class Quantizer:
             long.
         smoothing: What is done to channels before: tensors are quantized, and the importance holds,
             behind it.
-        memory: Bytes that it has resident while layers are quantized.
     """
 
     four_bits: Callable[[TensorSpec], RowQuantizer]
@@ -58,7 +57,6 @@ class Quantizer:
     calibration: str = ""
     importance: Callable[[], Mapping[str, Float32Array]] = dict
     smoothing: Smoothing = field(default_factory=Smoothing)
-    memory: int = 0
 
     def packer(self, spec: TensorSpec, encoding: Encoding) -> RowPacker:
         """What packs rows of a tensor as llama.cpp does.
@@ -142,7 +140,6 @@ def compensated(
         four_bits=four_bits,
         calibration=f"GPTQ {_digest(rows)}: {dataset}",
         importance=cache(lambda: collect(checkpoint, rows, dataset, say=say, bars=bars).importance),
-        memory=gptq_memory(checkpoint.decoder),
     )
 
 

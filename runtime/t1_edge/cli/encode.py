@@ -117,7 +117,7 @@ def encode(
         )
         ran = encoder.info if query else encoder.read_by()
         running = f"{ran.library} on {ran.device}"
-        about = {"build": build, "fingerprint": encoder.fingerprint, "engine": running}
+        source = {"build": build, "fingerprint": encoder.fingerprint, "engine": running}
     cut = sum(row.truncated for row in rows)
     if cut:
         say(f"{cut} of {len(rows)} texts were longer than the build reads, and were cut")
@@ -126,7 +126,7 @@ def encode(
         say(f"float32 [{len(rows)}, {len(rows[0].vector)}] in {output} ({running})")
     if as_json:
         data = [row.about | {"vector": row.vector.tolist()} for row in rows]
-        put_json(about | {"graph": ran.graph, "truncated": cut, "rows": data})
+        put_json(source | {"graph": ran.graph, "truncated": cut, "rows": data})
     elif not output:
         _show(rows)
         say(f"by {running}, the graph for {ran.graph}")

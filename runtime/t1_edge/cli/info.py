@@ -32,8 +32,8 @@ def info(build: str, as_json: bool) -> None:
     click.echo(f"decoder      {decoder.family}, {decoder.layers} blocks, {decoder.hidden} wide")
     click.echo(f"profile      {manifest.profile}  {manifest.encodings}")
     click.echo(
-        f"reads        {contract.max_query_tokens} tokens of a query, "
-        f"{contract.max_document_tokens} of a document"
+        f"reads        {contract.max_query_tokens} tokens for a query, "
+        f"{contract.max_document_tokens} for a document, templates included"
     )
     click.echo(f"budget       {contract.budget} tokens")
     click.echo(f"fingerprint  {manifest.fingerprint}")

@@ -171,7 +171,7 @@ class OnnxSession:
 
     def __init__(
         self,
-        session: "onnxruntime.InferenceSession",
+        session: "onnxruntime.InferenceSession | None",
         decoder: Decoder,
         rows: Rows,
         place: Place,
@@ -229,6 +229,7 @@ class OnnxSession:
         """Free the KV cache."""
         self._rows.open = False
         self._caches.clear()
+        self._session = None  # the weights end with the engine, whoever keeps this
 
     def __enter__(self) -> "OnnxSession":
         return self
@@ -256,6 +257,7 @@ class OnnxSession:
         for row, chunk in enumerate(chunks):
             ids[row, : len(chunk)] = chunk
         ends = np.array(starts, np.int32) + counts
+        assert self._session is not None  # as long as the rows are open
         binding = self._session.io_binding()
         inputs = {
             "input_ids": ids,
