@@ -40,7 +40,6 @@ class Passes:
         self._reader = engine
         engine.prime(_worth(codec.beginnings))
         self._turns = Turns()
-        self._closed = False
 
     @property
     def info(self) -> EngineInfo:
@@ -221,7 +220,6 @@ class Passes:
             self._close()
 
     def _close(self) -> None:
-        self._closed = True
         self._open_reader = None
         try:
             self._reader.close()
@@ -261,7 +259,7 @@ class Passes:
             if not thinking.goes_on():  # it was with its reader until the deadline
                 [thought] = thinking.thoughts
                 return replace(found, stopped_by=thought.stopped_by)
-            if self._closed:
+            if turn.taken:  # before the deadline: by who closed the encoder
                 raise EngineError(
                     "the encoder was closed under this stream: load one and ask again"
                 )

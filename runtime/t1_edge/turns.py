@@ -30,6 +30,7 @@ class Turn:
         closes: As above.
         thread: Which computes in it, and made it.
         rests: Whether a stream's reader has a vector just now, so that nothing is computed.
+        taken: Whether another has taken it; what is not at rest keeps it.
         free: Frees the engine of a stream whose turn is taken from it; a stream says how.
     """
 
@@ -38,6 +39,7 @@ class Turn:
         self.closes = closes
         self.thread = threading.get_ident()
         self.rests = False
+        self.taken = False
         self.free: Callable[[], None] = _nothing
 
     def may_take(self, other: "Turn") -> bool:
@@ -170,6 +172,7 @@ class Turns:
         """Whether nobody has the turn: it is taken from who can be made to give it."""
         if self._current is not None and turn.may_take(self._current):
             self._current.free()
+            self._current.taken = True
             self._current = None
         return self._current is None
 

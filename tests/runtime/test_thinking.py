@@ -254,6 +254,29 @@ def test_who_closes_goes_before_who_waits_for_a_stream() -> None:
     assert list(stream) == []
 
 
+def test_a_reader_is_told_while_its_encoder_is_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, engine = scripted_encoder()
+    engine.favourite = 70
+    stream = encoder.encode_query_stream("x", budget=10)
+    next(stream)
+    closing_, told = threading.Event(), threading.Event()
+    close = encoder._passes._close
+
+    def close_late() -> None:
+        closing_.set()
+        assert told.wait(30)
+        close()
+
+    monkeypatch.setattr(encoder._passes, "_close", close_late)
+    with ThreadPoolExecutor(1) as pool:
+        closed = pool.submit(encoder.close)
+        assert closing_.wait(30)
+        with pytest.raises(EngineError, match="was closed under this stream"):
+            next(stream)
+        told.set()
+        closed.result(30)
+
+
 def test_who_closes_waits_for_a_pass_of_a_stream_begun_here() -> None:
     encoder, engine = scripted_encoder()
     engine.favourite = 70
