@@ -23,11 +23,11 @@ import msgspec
 
 import t1_edge_export
 from peers.process_tree import run
-from recipes.nano.evaluate import Measured, Task, system_name
+from recipes.nano.evaluate import Measured, judge, system_name
 from recipes.nano.report import compare
 from t1_edge.build import Build, Format, sha256_file
 from t1_edge.encoder import Encoder
-from t1_edge_bench.datasets import load
+from t1_edge_bench.datasets import Dataset, load
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
 from t1_edge_export.decoder import weight_count
@@ -137,15 +137,15 @@ def rows(way: str, build: Build, seconds: float, peak_resident: int) -> list[Row
     return found
 
 
-def ndcg(way: str, format: Format, work: Path, task: Task) -> Measured:
+def ndcg(way: str, format: Format, work: Path, dataset: Dataset) -> Measured:
     """nDCG@10 of the direct vectors of one format, query by query, which `work` keeps."""
-    kept = work / f"{way}.{format}.{task.dataset.name}.json"
+    kept = work / f"{way}.{format}.{dataset.name}.json"
     if kept.exists():
         return msgspec.json.decode(kept.read_bytes(), type=Measured)
     with Encoder.load(work / way, engine=format, cache=False) as encoder:
-        searcher = Searcher(encoder=encoder, dataset=task.dataset, say=lambda text: None)
+        searcher = Searcher(encoder=encoder, dataset=dataset, say=lambda text: None)
         system = system_name(f"{way} in {format}", 0)
-        found = task.measure(system, searcher.direct, build=encoder.fingerprint)
+        found = judge(dataset, system, searcher.direct, build=encoder.fingerprint)
     _keep(kept, found)
     return found
 
@@ -190,9 +190,8 @@ def main(work: Path, bench: Path | None, ways: tuple[str, ...]) -> None:
     found = [row for way in chosen for row in export(way, work)]
     if bench:
         dataset = load(bench, split="test")
-        task = Task(dataset=dataset, qrels=dataset.qrels)
-        true = ndcg(_FLOAT, "onnx", work, task)
-        found = [_with_ndcg(row, ndcg(row.way, row.format, work, task), true) for row in found]
+        true = ndcg(_FLOAT, "onnx", work, dataset)
+        found = [_with_ndcg(row, ndcg(row.way, row.format, work, dataset), true) for row in found]
     for row in found:
         click.echo(json.dumps(msgspec.to_builtins(row)))
     header = ["rounded by", "format", "bits", "MB", "mean cosine", "1st pct", "worst", "nats"]

@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -46,9 +46,10 @@ class Dataset:
         split: Which queries; "" if the folder has only one set of them.
         documents: In the order of the file; a title stands before its text.
         queries: In the order of the file; those without a judgement are left out.
-        qrels: Query id to document id to gain, gains above 0.
+        qrels: Query id to document id, or topic, to gain, gains above 0.
         excluded: Query id to documents that it leaves out.
         unjudged: How many queries were left out.
+        topics: Document id to its topic, where topics are judged; empty where documents are.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Dataset:
     qrels: Mapping[str, Mapping[str, int]]
     excluded: Mapping[str, frozenset[str]]
     unjudged: int
+    topics: Mapping[str, str] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Hash of the documents' texts in their order, 16 hex digits."""

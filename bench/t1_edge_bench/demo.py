@@ -14,7 +14,7 @@ from t1_edge.encoder import Encoder
 from t1_edge.results import QueryEmbedding
 from t1_edge_bench import pydoc
 from t1_edge_bench.metrics import mean, score
-from t1_edge_bench.ranking import Run, bm25, dense
+from t1_edge_bench.ranking import Run, bm25, by_topic, dense
 from t1_edge_bench.table import table
 
 _SHOWN: Final = (0, 2, 18, 25, 85, 88)
@@ -98,7 +98,7 @@ def measure(
             shown = encoder.encode_queries(asked, budget=_ASKED)
         library = encoder.info.library
     queries = np.stack([query.vector for query in found])
-    run = pydoc.by_topic(dense(data, documents.vectors, queries))
+    run = dense(data, documents.vectors, queries)
     row = DemoRow(
         format=format,
         ndcg=_ndcg(run),
@@ -108,7 +108,7 @@ def measure(
         tokens_per_second=float(documents.tokens.sum() / documents.seconds),
         query_p50=statistics.median(alone),
     )
-    return row, _answers(shown, run)
+    return row, _answers(shown, by_topic(run, data))
 
 
 def _seconds(encoder: Encoder, question: str) -> float:
@@ -119,7 +119,7 @@ def _seconds(encoder: Encoder, question: str) -> float:
 
 def baseline() -> DemoRow:
     """BM25 on the same passages and questions."""
-    return DemoRow(format="bm25", ndcg=_ndcg(pydoc.by_topic(bm25(pydoc.dataset()))))
+    return DemoRow(format="bm25", ndcg=_ndcg(bm25(pydoc.dataset())))
 
 
 def show(rows: Sequence[DemoRow]) -> str:
@@ -141,7 +141,7 @@ def _cells(row: DemoRow) -> list[str]:
 
 
 def _ndcg(run: Run) -> float:
-    return mean(score(run, pydoc.topic_judgements()).ndcg_at_10)
+    return mean(score(run, pydoc.dataset()).ndcg_at_10)
 
 
 def _answers(found: Sequence[QueryEmbedding], run: Run) -> list[Answer]:

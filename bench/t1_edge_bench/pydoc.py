@@ -6,7 +6,7 @@ topic: the topics' names are the same in Python 3.11, 3.12 and 3.13, while their
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,7 +15,9 @@ from typing import Final
 import msgspec
 
 from t1_edge_bench.datasets import Dataset, Text
-from t1_edge_bench.ranking import Run
+
+NAME: Final = "pydoc"
+"""Of the data set."""
 
 _RULE: Final = re.compile(r"[-*=~^]{3,}")
 """What underlines a title."""
@@ -94,34 +96,23 @@ def questions() -> tuple[Question, ...]:
     return tuple(msgspec.json.decode(line, type=Question) for line in raw.splitlines())
 
 
-def topic_judgements() -> Mapping[str, Mapping[str, int]]:
-    """Question id to the topics that answer it; what a run made by `by_topic` is judged by."""
-    return {question.id: dict.fromkeys(question.topics, 1) for question in questions()}
+def dataset(*, limit_queries: int | None = None) -> Dataset:
+    """Passages and questions as a data set, in which topics are judged.
 
-
-def dataset() -> Dataset:
-    """Passages and questions as a data set without judgements, which are of topics."""
+    Args:
+        limit_queries: Keep the first so many questions.
+    """
+    asked = questions()[:limit_queries]
     return Dataset(
-        name="pydoc",
+        name=NAME,
         split="",
         documents=[Text(id=passage.id, text=passage.text) for passage in passages()],
-        queries=[Text(id=question.id, text=question.text) for question in questions()],
-        qrels={},
+        queries=[Text(id=question.id, text=question.text) for question in asked],
+        qrels={question.id: dict.fromkeys(question.topics, 1) for question in asked},
         excluded={},
         unjudged=0,
+        topics={passage.id: passage.topic for passage in passages()},
     )
-
-
-def by_topic(run: Run) -> Run:
-    """A run over passages as a run over topics: a topic is as good as its best passage."""
-    found: dict[str, Mapping[str, float]] = {}
-    for query, hits in run.items():
-        best: dict[str, float] = {}
-        for passage, score in hits.items():
-            topic = passage.partition("#")[0]
-            best[topic] = max(score, best.get(topic, score))
-        found[query] = best
-    return found
 
 
 def _answers(topic: str) -> list[str]:

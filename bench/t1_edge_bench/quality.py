@@ -142,7 +142,7 @@ def quality(
 
 
 def _judged(system: str, dataset: Dataset, run: Run) -> QualityRow:
-    scores = score(run, dataset.qrels)
+    scores = score(run, dataset)
     return QualityRow(
         system=system,
         dataset=f"{dataset.name}/{dataset.split}" if dataset.split else dataset.name,

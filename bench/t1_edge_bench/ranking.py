@@ -107,6 +107,28 @@ def fuse(runs: Sequence[Run], *, depth: int = DEPTH, k: int = 60) -> Run:
     return fused
 
 
+def by_topic(run: Run, dataset: Dataset) -> Run:
+    """A run over documents as one over what is judged: a topic is as good as its best document.
+
+    Args:
+        run: Over the data set's documents.
+        dataset: Knows their topics.
+
+    Returns:
+        Query id to topic to score; the run itself where documents are judged.
+    """
+    if not dataset.topics:
+        return run
+    found: dict[str, Mapping[str, float]] = {}
+    for query, hits in run.items():
+        best: dict[str, float] = {}
+        for document, score in hits.items():
+            topic = dataset.topics[document]
+            best[topic] = max(score, best.get(topic, score))
+        found[query] = best
+    return found
+
+
 def _scores(score: object, words: list[str], dataset: Dataset) -> NDArray[np.float32]:
     """BM25 of every document; a query of which no word is left scores 0 everywhere."""
     if not words:

@@ -12,29 +12,32 @@ from typing import Final
 import click
 import msgspec
 
-from recipes.nano.evaluate import PYDOC, Measured, Task, parse_budgets, say, task
+from recipes.nano.evaluate import Measured, judge, parse_budgets, read_dataset, say
 from recipes.nano.report import compare
 from t1_edge.build import Format
 from t1_edge.encoder import Encoder
+from t1_edge_bench import pydoc
+from t1_edge_bench.datasets import Dataset
 from t1_edge_bench.search import Searcher
 from t1_edge_bench.table import table
 
-_SETS: Final = (PYDOC, "entailment-bank")
+_SETS: Final = (pydoc.NAME, "entailment-bank")
 
 
-def measure(build: str, engine: Format, on: Task, budgets: Sequence[int]) -> list[Measured]:
+def measure(build: str, engine: Format, dataset: Dataset, budgets: Sequence[int]) -> list[Measured]:
     """What an engine finds on a data set, a line a budget.
 
     Args:
         build: Its name or path.
         engine: What runs it.
-        on: The data set.
+        dataset: What is searched.
         budgets: Most tokens of a thought.
     """
     with Encoder.load(build, engine=engine, documents="everything", cache=False) as encoder:
-        searcher = Searcher(encoder=encoder, dataset=on.dataset, say=say)
+        searcher = Searcher(encoder=encoder, dataset=dataset, say=say)
         return [
-            on.measure(
+            judge(
+                dataset,
                 f"{encoder.info.engine} at {budget}",
                 searcher.dense(searcher.think(budget)),
                 build=encoder.fingerprint,
@@ -59,14 +62,14 @@ def main(
     """Compare what ONNX Runtime and llama.cpp find; a JSON line a difference, and a table."""
     cells = []
     for name in sets:
-        on = task(name, bench, limit_queries)
-        onnx, gguf = (measure(build, engine, on, budgets) for engine in ("onnx", "gguf"))
+        dataset = read_dataset(name, bench, limit_queries)
+        onnx, gguf = (measure(build, engine, dataset, budgets) for engine in ("onnx", "gguf"))
         for budget, one, other in zip(budgets, onnx, gguf, strict=True):
             [apart] = compare([one, other], other.system, one.system)
             click.echo(msgspec.json.encode(apart))
             less = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
             means = (f"{found.mean:.3f}" for found in (one, other))
-            cells.append([on.dataset.name, str(budget), *means, less])
+            cells.append([dataset.name, str(budget), *means, less])
     click.echo(table(["set", "budget", "onnx", "gguf", "gguf less onnx"], cells))
 
 

@@ -7,8 +7,7 @@ Appends a line a system and data set, with nDCG@10 of every query. Called again,
 file lacks: long documents take half an hour a build on two cores.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,6 @@ from t1_edge_bench.ranking import Run, bm25, dense, fuse
 from t1_edge_bench.search import DENSE, EXPANDED, Searcher
 
 SETS: Final = ("entailment-bank", "openstax-psychology", "bright-pony", "bright-theoremqa")
-PYDOC: Final = "pydoc"
 SHUFFLED: Final = "behind the thought of a query half the set away"
 BOTH: Final = f"{DENSE}, {EXPANDED} by RRF"
 """The thought in BM25 and behind the vector."""
@@ -56,60 +54,44 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         return float(np.mean(self.ndcg))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A data set, and how a run over its documents becomes one that is judged."""
-
-    dataset: Dataset
-    qrels: Mapping[str, Mapping[str, int]]
-    judged: Callable[[Run], Run] = lambda run: run
-
-    def measure(self, system: str, run: Run, *, build: str = "") -> Measured:
-        """nDCG@10 of a run."""
-        found = score(self.judged(run), self.qrels).ndcg_at_10
-        return Measured(
-            dataset=self.dataset.name,
-            system=system,
-            ndcg=[round(found[query.id], 5) for query in self.dataset.queries],
-            build=build,
-        )
-
-
-def task(name: str, bench: Path, limit: int | None) -> Task:
+def read_dataset(name: str, bench: Path, limit: int | None) -> Dataset:
     """A bench set, or the project's own questions.
 
     Args:
-        name: `PYDOC`, or a folder in `bench`, as `SETS` are.
+        name: `pydoc.NAME`, or a folder in `bench`, as `SETS` are.
         bench: Folder of the sets.
         limit: Take the first so many questions.
     """
-    if name == PYDOC:
-        own = pydoc.dataset()
-        return Task(
-            dataset=replace(own, queries=own.queries[:limit]),
-            qrels=pydoc.topic_judgements(),
-            judged=pydoc.by_topic,
-        )
+    if name == pydoc.NAME:
+        return pydoc.dataset(limit_queries=limit)
     split = "test" if name == "entailment-bank" else None
-    found = load(bench / name, split=split, limit_queries=limit)
-    return Task(dataset=found, qrels=found.qrels)
+    return load(bench / name, split=split, limit_queries=limit)
 
 
-def baselines(task: Task) -> Iterator[Measured]:
+def judge(dataset: Dataset, system: str, run: Run, *, build: str = "") -> Measured:
+    """nDCG@10 of a run."""
+    found = score(run, dataset).ndcg_at_10
+    return Measured(
+        dataset=dataset.name,
+        system=system,
+        ndcg=[round(found[query.id], 5) for query in dataset.queries],
+        build=build,
+    )
+
+
+def baselines(dataset: Dataset) -> Iterator[Measured]:
     """BM25, and all-MiniLM-L6-v2."""
-    data = task.dataset
-    yield task.measure("bm25", bm25(data))
-    documents = embed([document.text for document in data.documents]).astype(np.float32)
-    queries = embed([query.text for query in data.queries]).astype(np.float32)
-    yield task.measure("all-MiniLM-L6-v2", dense(data, documents, queries))
+    yield judge(dataset, "bm25", bm25(dataset))
+    documents = embed([document.text for document in dataset.documents]).astype(np.float32)
+    queries = embed([query.text for query in dataset.queries]).astype(np.float32)
+    yield judge(dataset, "all-MiniLM-L6-v2", dense(dataset, documents, queries))
 
 
-def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[Measured]:
+def measure(searcher: Searcher, name: str, budget: int) -> Iterator[Measured]:
     """A build at one budget: alone, with BM25, and with a thought of its own or of another query.
 
     Args:
-        task: The data set.
-        searcher: The build on it.
+        searcher: The build on a data set.
         name: What lines call the build.
         budget: Most tokens of a thought.
     """
@@ -117,13 +99,14 @@ def measure(task: Task, searcher: Searcher, name: str, budget: int) -> Iterator[
     found = searcher.think(budget)
     runs = dict(searcher.runs(found, searcher.direct if budget else None))
     if budget:
-        texts = [query.text for query in task.dataset.queries]
+        texts = [query.text for query in searcher.dataset.queries]
         half = len(found) // 2  # neighbours are often about one subject
         others = [query.thought for query in (*found[half:], *found[:half])]
         runs[SHUFFLED] = searcher.dense(encoder.encode_queries(texts, thoughts=others))
         runs[BOTH] = fuse([runs[DENSE], runs[EXPANDED]])
     for system, run in runs.items():
-        line = task.measure(system_name(name, budget, system), run, build=encoder.fingerprint)
+        named = system_name(name, budget, system)
+        line = judge(searcher.dataset, named, run, build=encoder.fingerprint)
         if system == DENSE:
             tokens = float(np.mean([len(query.thought_tokens) for query in found]))
             seconds = _seconds(searcher, budget)
@@ -166,7 +149,7 @@ def parse_budgets(ctx: click.Context, param: click.Parameter, text: str) -> list
 @click.option("--build", "builds", multiple=True, required=True)
 @click.option("--bench", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--set", "sets", multiple=True, default=(*SETS, PYDOC), show_default=True)
+@click.option("--set", "sets", multiple=True, default=(*SETS, pydoc.NAME), show_default=True)
 @click.option("--budget", "budgets", callback=parse_budgets, default="0,16", show_default=True)
 @click.option("--engine", default="onnx", show_default=True)
 @click.option("--limit-queries", type=int)
@@ -190,16 +173,16 @@ def main(
             say(f"{m.dataset}: {m.mean:.4f} {m.system}")
 
     for name in sets:
-        on = task(name, bench, limit_queries)
-        if (on.dataset.name, "bm25") not in known:
-            keep(baselines(on))
+        dataset = read_dataset(name, bench, limit_queries)
+        if (dataset.name, "bm25") not in known:
+            keep(baselines(dataset))
         for build in builds:
             with Encoder.load(build, engine=engine, cache=False) as encoder:  # type: ignore[arg-type]
-                searcher = Searcher(encoder=encoder, dataset=on.dataset, say=say)
+                searcher = Searcher(encoder=encoder, dataset=dataset, say=say)
                 for budget in budgets:
-                    system = (on.dataset.name, system_name(build, budget))
+                    system = (dataset.name, system_name(build, budget))
                     if known.get(system) != encoder.fingerprint:
-                        keep(measure(on, searcher, build, budget))
+                        keep(measure(searcher, build, budget))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from t1_edge_bench.pydoc import by_topic, dataset, passages, questions, topic_judgements
+from t1_edge_bench.pydoc import dataset, passages, questions
 
 _COMMON = Path(__file__).with_name("pydoc_topics_common.txt")
 
@@ -103,12 +103,15 @@ def test_a_passage_stands_under_its_title() -> None:
     assert all(text.startswith('The "assert" statement: ') for text in texts)
 
 
-def test_a_topic_is_as_good_as_its_best_passage() -> None:
-    run = {"q": {"a#0": 0.1, "b#3": 0.5, "a#7": 0.9}}
-    assert by_topic(run) == {"q": {"a": 0.9, "b": 0.5}}
-
-
 def test_the_data_set_holds_all_of_it() -> None:
     found = dataset()
     assert [document.id for document in found.documents] == [p.id for p in passages()]
-    assert set(topic_judgements()) == {query.id for query in found.queries}
+    assert [query.text for query in found.queries] == [question.text for question in questions()]
+    judged = {topic for topics in found.qrels.values() for topic in topics}
+    assert judged <= set(found.topics.values())
+
+
+def test_fewer_questions_are_judged_alone() -> None:
+    found = dataset(limit_queries=3)
+    assert [query.id for query in found.queries] == list(found.qrels) == ["q001", "q002", "q003"]
+    assert found.documents == dataset().documents

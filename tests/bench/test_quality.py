@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from t1_edge.tokenization import TextTokenizer
 from t1_edge_bench import latency
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
+from t1_edge_bench.pydoc import dataset
 from t1_edge_bench.quality import quality
-from t1_edge_bench.ranking import bm25, dense, fuse
+from t1_edge_bench.ranking import bm25, by_topic, dense, fuse
 from t1_edge_bench.search import DENSE, EXPANDED, HYBRID, THINKING_HYBRID, Searcher
 from t1_edge_bench.table import table
 from t1_edge_bench.vectors import document_vectors
@@ -82,14 +84,24 @@ def test_bm25_finds_nothing_for_stop_words() -> None:
 
 
 def test_measures_are_the_textbooks() -> None:
-    qrels = {"q0": {"d0": 1, "d4": 1}, "q1": {"d1": 1}}
     run = {"q0": {"d9": 3.0, "d4": 2.0, "d0": 1.0}, "q1": {}}
-    found = score(run, qrels)
+    found = score(run, _dataset())
     ideal = 1 + 1 / math.log2(3)
     expected = (1 / math.log2(3) + 1 / math.log2(4)) / ideal
     assert found.ndcg_at_10 == {"q0": pytest.approx(expected), "q1": 0.0}
     assert found.recall_at_100 == {"q0": 1.0, "q1": 0.0}
     assert mean(found.recall_at_100) == 0.5
+
+
+def test_a_topic_is_as_good_as_its_best_document() -> None:
+    data = replace(
+        _dataset(),
+        topics={f"d{n}": f"t{n // 10}" for n in range(40)},
+        qrels={"q0": {"t0": 1}, "q1": {"t3": 1}},
+    )
+    run = {"q0": {"d9": 0.1, "d12": 0.5, "d1": 0.9}, "q1": {"d0": 0.3}}
+    assert by_topic(run, data) == {"q0": {"t0": 0.9, "t1": 0.5}, "q1": {"t0": 0.3}}
+    assert score(run, data).ndcg_at_10 == {"q0": 1.0, "q1": 0.0}
 
 
 class _Counting(FakeEngine):
@@ -230,6 +242,21 @@ def test_the_command_measures_a_real_build(
     assert "40 document vectors are in the cache" in plain.stderr
 
 
+def test_without_a_folder_it_asks_about_python(
+    tiny_build: Callable[..., Build], own_cache: Path
+) -> None:
+    build = str(tiny_build("llama", "portable").path)
+    arguments = ["bench", "quality", "--build", build, "--budget", "0", "--limit-queries", "5"]
+    found = CliRunner().invoke(main, [*arguments, "--json"])
+    assert found.exit_code == 0, found.stderr
+    rows = json.loads(found.stdout)["rows"]
+    assert {(row["dataset"], row["queries"]) for row in rows} == {("pydoc", 5)}
+    data = dataset(limit_queries=5)
+    expected = mean(score(bm25(data), data).ndcg_at_10)
+    assert rows[0]["ndcg@10"] == pytest.approx(expected, abs=1e-4)
+    assert expected > 0
+
+
 def test_latency_of_a_real_build(tiny_build: Callable[..., Build]) -> None:
     build = str(tiny_build("llama", "portable").path)
     arguments = ["bench", "latency", "--build", build, "--budget", "0"]
@@ -285,11 +312,10 @@ def test_fusion_prefers_what_both_found() -> None:
         (["--settle", "0.9", "--budget", "0"], "give a --budget above 0"),
         (["--settle-every", "2"], "--settle-every is for --settle"),
         (["--budget", "4,-1"], "-1 is not in the range"),
+        (["--split", "test"], "--split is for a folder"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(
-    tmp_path: Path, options: list[str], message: str
-) -> None:
-    found = CliRunner().invoke(main, ["bench", "quality", "--data", str(tmp_path), *options])
+def test_settings_that_mean_nothing_are_refused(options: list[str], message: str) -> None:
+    found = CliRunner().invoke(main, ["bench", "quality", *options])
     assert found.exit_code == 2
     assert message in found.stderr

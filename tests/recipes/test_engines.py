@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from recipes.nano import engines
-from recipes.nano.evaluate import Measured, Task
+from recipes.nano.evaluate import Measured
 from t1_edge.build import Build
+from t1_edge_bench.datasets import Dataset
 
 TEXTS = ["ships float on water", "iron rusts in rain", "locks guard a file", "leaves turn red"]
 
@@ -38,7 +39,7 @@ def test_each_engine_is_measured_and_compared(
 def test_the_difference_is_of_the_engines_own_figures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def measured(build: str, engine: str, on: Task, budgets: list[int]) -> list[Measured]:
+    def measured(build: str, engine: str, dataset: Dataset, budgets: list[int]) -> list[Measured]:
         ndcg = {"onnx": [0.25, 0.5], "gguf": [0.25, 1.0]}[engine]
         return [Measured(dataset="pydoc", system=f"{engine} at {n}", ndcg=ndcg) for n in budgets]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recipes.nano.average import average
 from recipes.nano.config import Config, read_config
 from recipes.nano.data import Pair, split
-from recipes.nano.evaluate import Measured, Task, measure
+from recipes.nano.evaluate import Measured, measure
 from recipes.nano.keywords import main as write_keywords
 from recipes.nano.learner import Learner
 from recipes.nano.model import Frozen, Student, load_student, new_student
@@ -380,8 +380,7 @@ def test_every_claim_is_about_systems_that_are_measured(own_cache: Path) -> None
         unjudged=0,
     )
     searcher = Searcher(encoder=encoder, dataset=dataset)
-    task = Task(dataset=dataset, qrels=dataset.qrels)
-    measured = [found for n in (0, 4) for found in measure(task, searcher, "nano", n)]
+    measured = [found for n in (0, 4) for found in measure(searcher, "nano", n)]
     names = {found.system for found in measured} | {"bm25", "all-MiniLM-L6-v2"}
     pairs = list(claims(measured, "nano", control=None, float_build=None))
     assert {name for pair in pairs for name in pair} == names

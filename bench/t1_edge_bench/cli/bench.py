@@ -54,7 +54,9 @@ def bench() -> None:
 @bench.command()
 @options.build
 @click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="A BEIR-shaped folder."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A BEIR-shaped folder.  [default: questions about Python, which ship]",
 )
 @click.option("--split", help="Which queries, where the folder has several sets.")
 @_budgets
@@ -81,7 +83,7 @@ def bench() -> None:
 @options.as_json
 def quality(
     build: str,
-    data: Path,
+    data: Path | None,
     split: str | None,
     budgets: list[int],
     cosines: list[float],
@@ -95,20 +97,24 @@ def quality(
     batch_size: int | None,
     as_json: bool,
 ) -> None:
-    """What a build finds, what BM25 finds and what both do, in a folder of judged documents.
+    """What a build finds, what BM25 finds and what both do, among judged documents.
 
     nDCG@10 and recall@100 are means over the queries.
 
     BM25 reads the query, and, where a build thinks, the query five times and its thought once. The
     hybrid fuses, by ranks (RRF), the vector without a thought and BM25, which gains more of one.
 
-    The folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv and may hold
+    Without --data, 110 questions search Python's own language reference, by topic: of a topic the
+    best passage counts.
+
+    A folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv and may hold
     excluded.tsv. Search is exact. Document vectors are cached, so a second budget costs queries.
     """
     import msgspec
 
     from t1_edge.encoder import Encoder
     from t1_edge.thinking import Settle
+    from t1_edge_bench import pydoc
     from t1_edge_bench.datasets import load
     from t1_edge_bench.quality import quality as measure
 
@@ -116,8 +122,14 @@ def quality(
         raise click.UsageError("--settle is for thoughts: give a --budget above 0")
     if settle_every and not cosines:
         raise click.UsageError("--settle-every is for --settle: give that too")
+    if split and not data:
+        raise click.UsageError("--split is for a folder: give --data too")
     settles = [Settle(cosine=cosine, every=settle_every or 4) for cosine in cosines]
-    dataset = load(data, split=split, limit_queries=limit_queries)
+    dataset = (
+        load(data, split=split, limit_queries=limit_queries)
+        if data
+        else pydoc.dataset(limit_queries=limit_queries)
+    )
     with (
         Encoder.load(
             build,

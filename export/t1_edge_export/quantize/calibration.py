@@ -1,6 +1,6 @@
 """Which quantizer rounds, and what it is fitted to: a matrix, or texts of the shape a T1 meets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -32,11 +32,24 @@ _MATRIX_SUFFIX: Final = ".gguf"
 """How the name of an importance matrix ends; anything else is texts."""
 
 
+_Source = Literal["texts", "an importance matrix", "nothing"]
+
+_FITTED_TO: Final[Mapping[Kind, Sequence[_Source]]] = {
+    "search": ("texts", "an importance matrix", "nothing"),
+    "gptq": ("texts",),
+    "rtn": ("nothing",),
+}
+
+_REFUSALS: Final[Mapping[Kind, str]] = {
+    "gptq": "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search",
+    "rtn": "rtn is fitted to nothing: leave --calibration out",
+}
+"""What is said to who fits one of these to something else."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """How an export rounds: what a quantizer is fitted to, read and checked; nothing ran over it.
-
-    GPTQ has rows; the search has rows, or statistics, or nothing; plain rounding has nothing.
 
     Attributes:
         kind: The search for scales, GPTQ, or plain rounding.
@@ -57,18 +70,10 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Refuse what a quantizer would not be fitted to."""
-        allowed = {
-            "search": self.statistics is None or not self.rows,
-            "gptq": self.statistics is None and len(self.rows) > 0,
-            "rtn": self.statistics is None and not self.rows,
-        }
-        if not allowed[self.kind]:
-            raise ExportError(
-                f"{self.kind} is not fitted to that: the search takes rows or statistics, gptq "
-                "rows, rtn neither"
-            )
-        if self.save and not (self.kind == "search" and self.rows):
-            raise ExportError("statistics are saved of rows, by the search alone")
+        if self.statistics is not None and self.rows:
+            raise ExportError("nothing is fitted to texts and an importance matrix at once")
+        matrix: _Source = "nothing" if self.statistics is None else "an importance matrix"
+        _refuse(self.kind, "texts" if self.rows else matrix, self.save)
 
     @property
     def chosen(self) -> bool:
@@ -146,10 +151,12 @@ def read_calibration(
         InputError: If a text holds a lone surrogate.
         MissingExtraError: If the gguf package is not installed, which reads a matrix.
     """
-    calibration = _asked(kind, calibration, save)
-    if calibration == "none":
+    calibration = calibration or ("none" if kind == "rtn" else "default")
+    source = _source(calibration)
+    _refuse(kind, source, save)  # before anything is read
+    if source == "nothing":
         return Calibration(kind=kind)
-    if calibration.endswith(_MATRIX_SUFFIX):
+    if source == "an importance matrix":
         statistics = read_statistics(Path(calibration), checkpoint.decoder)
         return Calibration(kind=kind, statistics=statistics)
     path = _texts(calibration)
@@ -158,22 +165,21 @@ def read_calibration(
     return Calibration(kind=kind, rows=rows, dataset=dataset, save=save)
 
 
-def _asked(kind: Kind, calibration: str | None, save: Path | None) -> str:
-    """What is asked for, or what a quantizer is fitted to where nobody says; if it can be."""
-    asked = calibration or ("none" if kind == "rtn" else "default")
-    texts = asked != "none" and not asked.endswith(_MATRIX_SUFFIX)
-    if kind == "rtn" and asked != "none":
-        raise ExportError("rtn is fitted to nothing: leave --calibration out")
-    if kind == "gptq" and not texts:
-        raise ExportError(
-            "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search"
-        )
-    if save and not (kind == "search" and texts):
+def _refuse(kind: Kind, source: _Source, save: Path | None) -> None:
+    """Refuse what a quantizer is not fitted to, and to save what it does not collect."""
+    if source not in _FITTED_TO[kind]:
+        raise ExportError(_REFUSALS[kind])
+    if save and (kind, source) != ("search", "texts"):
         raise ExportError(
             "statistics are collected by the search over texts alone: none to save without "
             "--quantizer search and texts"
         )
-    return asked
+
+
+def _source(calibration: str) -> _Source:
+    if calibration == "none":
+        return "nothing"
+    return "an importance matrix" if calibration.endswith(_MATRIX_SUFFIX) else "texts"
 
 
 def _texts(calibration: str) -> Path:
