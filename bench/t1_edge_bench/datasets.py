@@ -42,10 +42,10 @@ class Dataset:
     """Documents, queries that have judgements, and the judgements.
 
     Attributes:
-        name: The folder's name.
-        split: Which queries; "" if the folder has only one set of them.
-        documents: In the order of the file; a title stands before its text.
-        queries: In the order of the file; those without a judgement are left out.
+        name: Of a folder, its own.
+        split: Which part of it; "" if a folder has only one set of queries.
+        documents: In the order of their file; a title stands before its text.
+        queries: In the order of their file; those without a judgement are left out.
         qrels: Query id to document id, or topic, to gain, gains above 0.
         excluded: Query id to documents that it leaves out.
         unjudged: How many queries were left out.

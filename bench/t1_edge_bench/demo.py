@@ -13,6 +13,7 @@ from t1_edge.build import Build, Format
 from t1_edge.encoder import Encoder
 from t1_edge.results import QueryEmbedding
 from t1_edge_bench import pydoc
+from t1_edge_bench.datasets import Dataset
 from t1_edge_bench.metrics import mean, score
 from t1_edge_bench.ranking import Run, bm25, by_topic, dense
 from t1_edge_bench.table import table
@@ -101,14 +102,14 @@ def measure(
     run = dense(data, documents.vectors, queries)
     row = DemoRow(
         format=format,
-        ndcg=_ndcg(run),
+        ndcg=_ndcg(run, data),
         library=library,
         size=build.size(format),
         load=load,
         tokens_per_second=float(documents.tokens.sum() / documents.seconds),
         query_p50=statistics.median(alone),
     )
-    return row, _answers(shown, by_topic(run, data))
+    return row, _answers(shown, by_topic(run, data), data)
 
 
 def _seconds(encoder: Encoder, question: str) -> float:
@@ -119,7 +120,8 @@ def _seconds(encoder: Encoder, question: str) -> float:
 
 def baseline() -> DemoRow:
     """BM25 on the same passages and questions."""
-    return DemoRow(format="bm25", ndcg=_ndcg(bm25(pydoc.dataset())))
+    data = pydoc.dataset()
+    return DemoRow(format="bm25", ndcg=_ndcg(bm25(data), data))
 
 
 def show(rows: Sequence[DemoRow]) -> str:
@@ -140,17 +142,17 @@ def _cells(row: DemoRow) -> list[str]:
     return [row.format, *shown]
 
 
-def _ndcg(run: Run) -> float:
-    return mean(score(run, pydoc.dataset()).ndcg_at_10)
+def _ndcg(run: Run, data: Dataset) -> float:
+    return mean(score(run, data).ndcg_at_10)
 
 
-def _answers(found: Sequence[QueryEmbedding], run: Run) -> list[Answer]:
+def _answers(found: Sequence[QueryEmbedding], run: Run, data: Dataset) -> list[Answer]:
     answers = []
     for at, query in zip(_SHOWN, found, strict=True):
-        question = pydoc.questions()[at]
+        question = data.queries[at]
         scores = run[question.id]
         topics = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
-        right = [topic for topic in topics if topic in question.topics]
+        right = [topic for topic in topics if topic in data.qrels[question.id]]
         answers.append(
             Answer(question=question.text, thought=query.thought, topics=topics, right=right)
         )

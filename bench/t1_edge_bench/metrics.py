@@ -14,7 +14,7 @@ class Scores:
 
     Attributes:
         ndcg_at_10: Normalised discounted cumulative gain of the first ten.
-        recall_at_100: Share of what is relevant among the first hundred.
+        recall_at_100: Share of what is relevant among the first hundred documents.
     """
 
     ndcg_at_10: Mapping[str, float]

@@ -6,6 +6,7 @@ topic: the topics' names are the same in Python 3.11, 3.12 and 3.13, while their
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,7 @@ import msgspec
 from t1_edge_bench.datasets import Dataset, Text
 
 NAME: Final = "pydoc"
-"""Of the data set."""
+"""What the data set is called, in a row of the bench and by recipes.nano."""
 
 _RULE: Final = re.compile(r"[-*=~^]{3,}")
 """What underlines a title."""
@@ -97,7 +98,7 @@ def questions() -> tuple[Question, ...]:
 
 
 def dataset(*, limit_queries: int | None = None) -> Dataset:
-    """Passages and questions as a data set, in which topics are judged.
+    """Passages and questions as a data set, in which topics are judged; its split is the Python.
 
     Args:
         limit_queries: Keep the first so many questions.
@@ -105,7 +106,7 @@ def dataset(*, limit_queries: int | None = None) -> Dataset:
     asked = questions()[:limit_queries]
     return Dataset(
         name=NAME,
-        split="",
+        split=f"python{sys.version_info.major}.{sys.version_info.minor}",
         documents=[Text(id=passage.id, text=passage.text) for passage in passages()],
         queries=[Text(id=question.id, text=question.text) for question in asked],
         qrels={question.id: dict.fromkeys(question.topics, 1) for question in asked},

@@ -23,7 +23,8 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
         documents: How many were searched.
         queries: How many were asked.
         ndcg: nDCG@10, mean over the queries.
-        recall: recall@100, mean over the queries.
+        recall: recall@100, mean over the queries; None where topics are judged, most of which a
+            hundred documents reach whatever they are.
         build: As it was asked for; None for BM25, like all that follows.
         library: What ran it.
         read_by: What read the documents, and by which graph.
@@ -45,7 +46,7 @@ class QualityRow(msgspec.Struct, frozen=True, kw_only=True):
     documents: int
     queries: int
     ndcg: float = msgspec.field(name="ndcg@10")
-    recall: float = msgspec.field(name="recall@100")
+    recall: float | None = msgspec.field(name="recall@100")
     build: str | None = None
     library: str | None = None
     read_by: str | None = None
@@ -149,5 +150,5 @@ def _judged(system: str, dataset: Dataset, run: Run) -> QualityRow:
         documents=len(dataset.documents),
         queries=len(dataset.queries),
         ndcg=round(mean(scores.ndcg_at_10), 4),
-        recall=round(mean(scores.recall_at_100), 4),
+        recall=None if dataset.topics else round(mean(scores.recall_at_100), 4),
     )

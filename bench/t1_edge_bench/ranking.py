@@ -10,7 +10,7 @@ from t1_edge.errors import MissingExtraError
 from t1_edge_bench.datasets import Dataset
 
 Run = Mapping[str, Mapping[str, float]]
-"""Query id to document id to score, the documents that were found."""
+"""Query id to document id to score, the documents that were found; of `by_topic`, to topic."""
 
 DEPTH: Final = 100
 """Documents that are ranked for a query; recall@100 needs no more."""

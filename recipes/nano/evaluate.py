@@ -54,22 +54,35 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         return float(np.mean(self.ndcg))
 
 
-def read_dataset(name: str, bench: Path, limit: int | None) -> Dataset:
+def read_dataset(name: str, bench: Path, limit_queries: int | None) -> Dataset:
     """A bench set, or the project's own questions.
 
     Args:
         name: `pydoc.NAME`, or a folder in `bench`, as `SETS` are.
         bench: Folder of the sets.
-        limit: Take the first so many questions.
+        limit_queries: Take the first so many questions.
+
+    Raises:
+        DataError: If the folder is not what it must be.
     """
     if name == pydoc.NAME:
-        return pydoc.dataset(limit_queries=limit)
+        return pydoc.dataset(limit_queries=limit_queries)
     split = "test" if name == "entailment-bank" else None
-    return load(bench / name, split=split, limit_queries=limit)
+    return load(bench / name, split=split, limit_queries=limit_queries)
 
 
 def judge(dataset: Dataset, system: str, run: Run, *, build: str = "") -> Measured:
-    """nDCG@10 of a run."""
+    """nDCG@10 of a run.
+
+    Args:
+        dataset: What was searched.
+        system: What searched.
+        run: What it found.
+        build: Fingerprint of the build that made the vectors; "" if none did.
+
+    Raises:
+        MissingExtraError: If ir-measures is not installed.
+    """
     found = score(run, dataset).ndcg_at_10
     return Measured(
         dataset=dataset.name,

@@ -30,7 +30,7 @@ class Turn:
         closes: As above.
         thread: Which computes in it, and made it.
         rests: Whether a stream's reader has a vector just now, so that nothing is computed.
-        taken: Whether another has taken it; what is not at rest keeps it.
+        taken: Whether another has taken it from a stream at rest, for good.
         free: Frees the engine of a stream whose turn is taken from it; a stream says how.
     """
 
@@ -171,8 +171,8 @@ class Turns:
     def _is_free(self, turn: Turn) -> bool:
         """Whether nobody has the turn: it is taken from who can be made to give it."""
         if self._current is not None and turn.may_take(self._current):
-            self._current.free()
             self._current.taken = True
+            self._current.free()
             self._current = None
         return self._current is None
 

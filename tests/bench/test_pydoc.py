@@ -107,8 +107,8 @@ def test_the_data_set_holds_all_of_it() -> None:
     found = dataset()
     assert [document.id for document in found.documents] == [p.id for p in passages()]
     assert [query.text for query in found.queries] == [question.text for question in questions()]
-    judged = {topic for topics in found.qrels.values() for topic in topics}
-    assert judged <= set(found.topics.values())
+    assert found.qrels == {q.id: dict.fromkeys(q.topics, 1) for q in questions()}
+    assert found.topics == {passage.id: passage.topic for passage in passages()}
 
 
 def test_fewer_questions_are_judged_alone() -> None:

@@ -20,10 +20,9 @@ from t1_edge.engines.fake import FakeEngine
 from t1_edge.errors import EngineError
 from t1_edge.thinking import Settle
 from t1_edge.tokenization import TextTokenizer
-from t1_edge_bench import latency
+from t1_edge_bench import latency, pydoc
 from t1_edge_bench.datasets import Dataset, Text
 from t1_edge_bench.metrics import mean, score
-from t1_edge_bench.pydoc import dataset
 from t1_edge_bench.quality import quality
 from t1_edge_bench.ranking import bm25, by_topic, dense, fuse
 from t1_edge_bench.search import DENSE, EXPANDED, HYBRID, THINKING_HYBRID, Searcher
@@ -99,9 +98,11 @@ def test_a_topic_is_as_good_as_its_best_document() -> None:
         topics={f"d{n}": f"t{n // 10}" for n in range(40)},
         qrels={"q0": {"t0": 1}, "q1": {"t3": 1}},
     )
-    run = {"q0": {"d9": 0.1, "d12": 0.5, "d1": 0.9}, "q1": {"d0": 0.3}}
+    run = {"q0": {"d9": 0.1, "d12": 0.5, "d15": 0.2, "d1": 0.9}, "q1": {"d0": 0.3}}
     assert by_topic(run, data) == {"q0": {"t0": 0.9, "t1": 0.5}, "q1": {"t0": 0.3}}
     assert score(run, data).ndcg_at_10 == {"q0": 1.0, "q1": 0.0}
+    assert score(run, data).recall_at_100 == {"q0": 1.0, "q1": 0.0}
+    assert by_topic(run, _dataset()) is run
 
 
 class _Counting(FakeEngine):
@@ -250,8 +251,9 @@ def test_without_a_folder_it_asks_about_python(
     found = CliRunner().invoke(main, [*arguments, "--json"])
     assert found.exit_code == 0, found.stderr
     rows = json.loads(found.stdout)["rows"]
-    assert {(row["dataset"], row["queries"]) for row in rows} == {("pydoc", 5)}
-    data = dataset(limit_queries=5)
+    data = pydoc.dataset(limit_queries=5)
+    assert {(row["dataset"], row["queries"]) for row in rows} == {(f"pydoc/{data.split}", 5)}
+    assert {row["recall@100"] for row in rows} == {None}
     expected = mean(score(bm25(data), data).ndcg_at_10)
     assert rows[0]["ndcg@10"] == pytest.approx(expected, abs=1e-4)
     assert expected > 0
@@ -312,10 +314,12 @@ def test_fusion_prefers_what_both_found() -> None:
         (["--settle", "0.9", "--budget", "0"], "give a --budget above 0"),
         (["--settle-every", "2"], "--settle-every is for --settle"),
         (["--budget", "4,-1"], "-1 is not in the range"),
-        (["--split", "test"], "--split is for a folder"),
+        (["--split", ""], "--split is for a folder"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(options: list[str], message: str) -> None:
+def test_settings_that_mean_nothing_are_refused(
+    own_cache: Path, options: list[str], message: str
+) -> None:
     found = CliRunner().invoke(main, ["bench", "quality", *options])
     assert found.exit_code == 2
     assert message in found.stderr

@@ -132,18 +132,20 @@ def test_texts_ship_and_are_what_is_fitted_to(tiny: Callable[..., Tiny], codec: 
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        {"kind": "gptq"},
-        {"kind": "gptq", "statistics": NOTHING},
-        {"kind": "rtn", "rows": [(1, 2)]},
-        {"rows": [(1, 2)], "statistics": NOTHING},
-        {"save": Path("x.gguf")},
-        {"kind": "gptq", "rows": [(1, 2)], "save": Path("x.gguf")},
+        ({"kind": "gptq"}, "gptq needs texts"),
+        ({"kind": "gptq", "statistics": NOTHING}, "gptq needs texts"),
+        ({"kind": "rtn", "rows": [(1, 2)]}, "rtn is fitted to nothing"),
+        ({"kind": "rtn", "statistics": NOTHING}, "rtn is fitted to nothing"),
+        ({"rows": [(1, 2)], "statistics": NOTHING}, "a matrix at once"),
+        ({"save": Path("x.gguf")}, "none to save"),
+        ({"statistics": NOTHING, "save": Path("x.gguf")}, "none to save"),
+        ({"kind": "gptq", "rows": [(1, 2)], "save": Path("x.gguf")}, "none to save"),
     ],
 )
-def test_what_no_quantizer_is_fitted_to_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ExportError):
+def test_what_no_quantizer_is_fitted_to_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
         Calibration(**wrong)
 
 

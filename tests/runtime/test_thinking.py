@@ -271,9 +271,11 @@ def test_a_reader_is_told_while_its_encoder_is_closing(monkeypatch: pytest.Monke
     with ThreadPoolExecutor(1) as pool:
         closed = pool.submit(encoder.close)
         assert closing_.wait(30)
-        with pytest.raises(EngineError, match="was closed under this stream"):
-            next(stream)
-        told.set()
+        try:
+            with pytest.raises(EngineError, match="was closed under this stream"):
+                next(stream)
+        finally:
+            told.set()
         closed.result(30)
 
 

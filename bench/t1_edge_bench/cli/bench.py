@@ -56,9 +56,10 @@ def bench() -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A BEIR-shaped folder.  [default: questions about Python, which ship]",
+    metavar="DIR",
+    help="A BEIR-shaped folder.  [default: the demo's questions about Python]",
 )
-@click.option("--split", help="Which queries, where the folder has several sets.")
+@click.option("--split", help="Which queries of --data, where it has several sets.")
 @_budgets
 @click.option(
     "--settle",
@@ -102,13 +103,16 @@ def quality(
     nDCG@10 and recall@100 are means over the queries.
 
     BM25 reads the query, and, where a build thinks, the query five times and its thought once. The
-    hybrid fuses, by ranks (RRF), the vector without a thought and BM25, which gains more of one.
+    hybrid fuses, by ranks (RRF), the vector without a thought and BM25, to which a thought is worth
+    more.
 
-    Without --data, 110 questions search Python's own language reference, by topic: of a topic the
-    best passage counts.
+    Without --data, the demo's 110 questions search passages of the language reference that came
+    with this Python; another version's figures are others. Topics answer a question, and each ranks
+    where its best passage does.
 
-    A folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv and may hold
-    excluded.tsv. Search is exact. Document vectors are cached, so a second budget costs queries.
+    With --data, the folder holds corpus.jsonl[.gz], queries[.SPLIT].jsonl[.gz], qrels[.SPLIT].tsv
+    and may hold excluded.tsv. Search is exact. Document vectors are cached: a second budget encodes
+    the queries alone.
     """
     import msgspec
 
@@ -122,12 +126,12 @@ def quality(
         raise click.UsageError("--settle is for thoughts: give a --budget above 0")
     if settle_every and not cosines:
         raise click.UsageError("--settle-every is for --settle: give that too")
-    if split and not data:
+    if split is not None and data is None:
         raise click.UsageError("--split is for a folder: give --data too")
     settles = [Settle(cosine=cosine, every=settle_every or 4) for cosine in cosines]
     dataset = (
         load(data, split=split, limit_queries=limit_queries)
-        if data
+        if data is not None
         else pydoc.dataset(limit_queries=limit_queries)
     )
     with (
@@ -347,7 +351,7 @@ def _quality_table(rows: list["QualityRow"]) -> str:
                 "" if row.budget is None else str(row.budget),
                 "" if row.settle is None else f"{row.settle:g}",
                 f"{row.ndcg:.4f}",
-                f"{row.recall:.4f}",
+                "" if row.recall is None else f"{row.recall:.4f}",
                 str(row.queries),
                 "" if row.thought_tokens is None else f"{row.thought_tokens:.1f}",
                 "" if row.seconds_a_query is None else f"{row.seconds_a_query:.3f}",

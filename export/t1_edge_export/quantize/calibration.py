@@ -32,19 +32,20 @@ _MATRIX_SUFFIX: Final = ".gguf"
 """How the name of an importance matrix ends; anything else is texts."""
 
 
-_Source = Literal["texts", "an importance matrix", "nothing"]
+_Source = Literal["texts", "a matrix", "nothing"]
+"""What a quantizer may be fitted to; a matrix is of importance, with its statistics."""
 
-_FITTED_TO: Final[Mapping[Kind, Sequence[_Source]]] = {
-    "search": ("texts", "an importance matrix", "nothing"),
-    "gptq": ("texts",),
-    "rtn": ("nothing",),
+_REFUSALS: Final[Mapping[tuple[Kind, _Source], str]] = {
+    **dict.fromkeys(
+        [("gptq", "a matrix"), ("gptq", "nothing")],
+        "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search",
+    ),
+    **dict.fromkeys(
+        [("rtn", "texts"), ("rtn", "a matrix")],
+        "rtn is fitted to nothing: leave --calibration out",
+    ),
 }
-
-_REFUSALS: Final[Mapping[Kind, str]] = {
-    "gptq": "gptq needs texts: give --calibration default or a .jsonl file, or --quantizer search",
-    "rtn": "rtn is fitted to nothing: leave --calibration out",
-}
-"""What is said to who fits one of these to something else."""
+"""What does not go together, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,8 @@ class Calibration:
     def __post_init__(self) -> None:
         """Refuse what a quantizer would not be fitted to."""
         if self.statistics is not None and self.rows:
-            raise ExportError("nothing is fitted to texts and an importance matrix at once")
-        matrix: _Source = "nothing" if self.statistics is None else "an importance matrix"
+            raise ExportError("nothing is fitted to texts and a matrix at once")
+        matrix: _Source = "nothing" if self.statistics is None else "a matrix"
         _refuse(self.kind, "texts" if self.rows else matrix, self.save)
 
     @property
@@ -156,7 +157,7 @@ def read_calibration(
     _refuse(kind, source, save)  # before anything is read
     if source == "nothing":
         return Calibration(kind=kind)
-    if source == "an importance matrix":
+    if source == "a matrix":
         statistics = read_statistics(Path(calibration), checkpoint.decoder)
         return Calibration(kind=kind, statistics=statistics)
     path = _texts(calibration)
@@ -167,8 +168,8 @@ def read_calibration(
 
 def _refuse(kind: Kind, source: _Source, save: Path | None) -> None:
     """Refuse what a quantizer is not fitted to, and to save what it does not collect."""
-    if source not in _FITTED_TO[kind]:
-        raise ExportError(_REFUSALS[kind])
+    if refusal := _REFUSALS.get((kind, source)):
+        raise ExportError(refusal)
     if save and (kind, source) != ("search", "texts"):
         raise ExportError(
             "statistics are collected by the search over texts alone: none to save without "
@@ -179,7 +180,7 @@ def _refuse(kind: Kind, source: _Source, save: Path | None) -> None:
 def _source(calibration: str) -> _Source:
     if calibration == "none":
         return "nothing"
-    return "an importance matrix" if calibration.endswith(_MATRIX_SUFFIX) else "texts"
+    return "a matrix" if calibration.endswith(_MATRIX_SUFFIX) else "texts"
 
 
 def _texts(calibration: str) -> Path:
