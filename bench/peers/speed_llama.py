@@ -23,6 +23,9 @@ from peers.speed_worker import Float32Array, best, rows_of, sample, serve
 _CONTEXT: Final = 1024
 """Tokens of a query and its thought."""
 
+_QUERIES: Final = 4
+"""That each setting is tried with."""
+
 
 class IdTokenizer:
     """What `Llama` takes for its tokenizer: the text is ids in decimal, with blanks between."""
@@ -66,36 +69,46 @@ class Ordinary:
         self._ending = tasks.ending
         self._embedders: dict[Settings, Any] = {}
         self._chosen: dict[Work, Settings] = {}
-        self._generator: Any = None
+        self._generators: dict[Settings, Any] = {}
 
     def prepare(self, work: Work, items: Sequence[Sequence[int]]) -> str:
-        """Find the best batch for documents; load what queries need."""
-        settings = Settings()
-        if work in ("passages", "facts"):
-            some = sample(items)
-            axes = {"batch": (1024, 2048), "flash": (True,)}
-            settings = best(settings, axes, lambda tried: self._embed(some, self._embedder(tried)))
-        elif self._generator is None:
-            from llama_cpp import Llama
-
-            self._generator = Llama(n_ctx=_CONTEXT, **self._common)
+        """Find the best settings, and keep what they need loaded."""
+        documents = work in ("passages", "facts")
+        some = sample(items) if documents else items[:_QUERIES]
+        axes: dict[str, Sequence[object]] = {"batch": (1024, 2048)} if documents else {}
+        axes["flash"] = (True,)
+        settings = best(Settings(), axes, lambda tried: self._do(work, some, tried))
         self._chosen[work] = settings
-        for unused in self._embedders.keys() - set(self._chosen.values()):
-            self._embedders.pop(unused).close()
-        self._embedder(settings)  # so that nothing is loaded once the clock runs
+        for loaded in (self._embedders, self._generators):
+            for unused in loaded.keys() - set(self._chosen.values()):
+                loaded.pop(unused).close()
         return str(settings)
 
     def run(self, work: Work, items: Sequence[Sequence[int]]) -> Float32Array:
         """Embed documents together, or think about queries one after another."""
-        embedder = self._embedder(self._chosen[work])
+        return self._do(work, items, self._chosen[work])
+
+    def _do(self, work: Work, items: Sequence[Sequence[int]], settings: Settings) -> Float32Array:
+        embedder = self._embedder(settings)
         if work in ("passages", "facts"):
             return self._embed(items, embedder)
-        return np.concatenate([self._embed([self._think(row)], embedder) for row in items])
+        generator = self._generator(settings)
+        rows = (self._think(row, generator) for row in items)
+        return np.concatenate([self._embed([row], embedder) for row in rows])
 
-    def _think(self, row: Sequence[int]) -> list[int]:
+    def _think(self, row: Sequence[int], generator: Any) -> list[int]:
         """A query, what is generated behind it, and what ends it; greedy, and never cut short."""
-        written = islice(self._generator.generate(row, temp=0.0), self._budget)
+        written = islice(generator.generate(row, temp=0.0), self._budget)
         return [*row, *written, *self._ending]
+
+    def _generator(self, settings: Settings) -> Any:
+        if settings not in self._generators:
+            from llama_cpp import Llama
+
+            self._generators[settings] = Llama(
+                n_ctx=_CONTEXT, flash_attn=settings.flash, **self._common
+            )
+        return self._generators[settings]
 
     def _embed(self, rows: Sequence[Sequence[int]], embedder: Any) -> Float32Array:
         texts = [" ".join(map(str, row)) for row in rows]

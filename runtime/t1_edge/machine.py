@@ -19,6 +19,9 @@ THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
 _CPU_INFO: Final = Path("/proc/cpuinfo")
+_PRODUCTS: Final = ("amx_", "avx_vnni", "avx512_vnni", "avx512_bf16", "asimddp", "i8mm", "bf16")
+"""How instructions for products of 8 bits or 16 begin; those with "as" and without x are ARM's."""
+
 _STATUS: Final = Path("/proc/self/status")
 _MEMORY_LIMITS: Final = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -37,7 +40,8 @@ class Processor:
     Attributes:
         name: As the system gives it; "" where it does not.
         architecture: "x86_64", "arm64", ...
-        features: Groups of vector instructions that it has, as numpy names them.
+        features: Groups of vector instructions that it has, as numpy names them, and which of
+            those for products of 8 bits or 16, as Linux names them.
         logical: Processors that this process may use.
         threads: Of them, what engines take by default; see `available_threads`.
     """
@@ -58,7 +62,7 @@ def processor() -> Processor:
     return Processor(
         name=_processor_name(),
         architecture=platform.machine(),
-        features=_features(),
+        features=(*_features(), *_products()),
         logical=len(_allowed()),
         threads=available_threads(),
     )
@@ -188,6 +192,12 @@ def _features() -> tuple[str, ...]:
     """Groups of vector instructions; numpy leaves out the lists that are empty."""
     found = np.show_config(mode="dicts").get("SIMD Extensions", {})
     return (*found.get("baseline", ()), *found.get("found", ()))
+
+
+def _products() -> list[str]:
+    """Instructions that kernels for quantized weights are chosen by; none where nobody says."""
+    said = f"{_field(_CPU_INFO, 'flags')} {_field(_CPU_INFO, 'Features')}".split()
+    return sorted(flag for flag in set(said) if flag.startswith(_PRODUCTS))
 
 
 def _quota() -> int:

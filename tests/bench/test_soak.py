@@ -1,4 +1,4 @@
-"""Mixed work at a tiny build: half a minute of what `t1-edge bench soak` does in an hour."""
+"""Mixed work at a tiny build: a minute of what `t1-edge bench soak` does in an hour."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def soak(tiny_build: Callable[..., Build]) -> Callable[..., Any]:
 def test_both_engines_work_for_a_while(soak: Callable[..., Any], tmp_path: Path) -> None:
     """The bound is wide: of a tiny build the heap's holes are most, and it is warm for seconds."""
     kept = tmp_path / "samples.jsonl"
-    found = soak("--seconds", "15", "--max-growth", "10", "--samples", str(kept), "--json")
+    found = soak("--seconds", "30", "--max-growth", "10", "--samples", str(kept), "--json")
     assert found.exit_code == 0, found.stderr
     rows = json.loads(found.stdout)["rows"]
     assert [row["library"].split()[0] for row in rows] == ["onnxruntime", "llama.cpp"]
@@ -49,7 +49,7 @@ def test_both_engines_work_for_a_while(soak: Callable[..., Any], tmp_path: Path)
         assert row["errors"] == []
         assert row["operations"].keys() == KINDS
         assert row["files"][0] == row["files"][1]
-        assert row["seconds"] >= 15
+        assert row["seconds"] >= 30
         assert row["peak_resident"] >= row["end"] > 1e7
     samples = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     assert len(samples) == sum(len(row["samples"]) for row in rows) == 200

@@ -78,7 +78,28 @@ def test_omp_num_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch, asked
 def test_a_processor_without_features_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As numpy tells of one that has nothing beyond the baseline: it leaves the list out."""
     monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": {}})
+    monkeypatch.setattr(machine, "_CPU_INFO", Path("/nowhere"))
     assert machine.processor().features == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "features"),
+    [
+        (
+            "flags\t: fpu amx_tile avx2 avx512_vnni amx_int8",
+            ("amx_int8", "amx_tile", "avx512_vnni"),
+        ),
+        ("Features\t: fp asimd asimddp i8mm sve", ("asimddp", "i8mm")),
+    ],
+)
+def test_products_of_small_numbers_are_among_the_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, features: tuple[str, ...]
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"model name\t: X\n{line}\n")
+    monkeypatch.setattr(machine, "_CPU_INFO", file)
+    monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": {}})
+    assert machine.processor().features == features
 
 
 @pytest.mark.parametrize(

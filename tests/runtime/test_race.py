@@ -44,6 +44,16 @@ def test_the_work_is_a_query_that_thinks_and_documents_if_they_are_read(
     assert engine.started[: 3 * len(once)] == 3 * once
 
 
+def test_documents_fit_in_the_context(
+    tiny_build: Callable[..., Build], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = tiny_build("llama", "portable")
+    monkeypatch.setattr(type(build.manifest.decoder), "context", 64)
+    engine = Counting(vocabulary=build.manifest.decoder.vocabulary)
+    race.race(build, {"fake": lambda: closing(engine)}, "", documents=True)
+    assert engine.started[0] == ([63, 63], 1)
+
+
 def test_a_pace_is_of_any_budget() -> None:
     pace = race.Pace(reading=0.5, step=0.25)
     assert [pace.seconds(budget) for budget in (0, 2, 400)] == [0.5, 1.0, 100.5]

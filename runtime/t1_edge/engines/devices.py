@@ -28,6 +28,8 @@ _LLAMA_NAMES: Final = {"cuda": "CUDA", "metal": "Metal", "webgpu": "WebGPU"}
 _GRAPH_NEEDS: Final = (1, 32)
 """The first ONNX Runtime whose attention takes `query_seqlens`."""
 
+_NEEDED: Final = ".".join(map(str, _GRAPH_NEEDS))
+
 _COMPILE: Final = (
     "compile it again with CMAKE_ARGS=-DGGML_{backend}=on pip install --force-reinstall "
     "--no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python=={version}"
@@ -57,11 +59,13 @@ def _onnx_cuda_obstacle() -> str | None:
     """What keeps ONNX Runtime from CUDA."""
     import onnxruntime
 
+    if driver_version() is None:
+        return NO_DRIVER
     found = onnxruntime.__version__
     if PLACES["cuda"].provider not in onnxruntime.get_available_providers():
         return (
-            f"onnxruntime {found} is a wheel without CUDA: pip uninstall onnxruntime, then "
-            "pip install 't1-edge[cuda]'"
+            f"onnxruntime {found} is a wheel without CUDA: in an environment of its own, "
+            f"pip install 't1-edge[cuda]', for which onnxruntime-gpu has to be {_NEEDED} or newer"
         )
     return _version_obstacle() or _driver_obstacle(_wheel_cuda()) or libraries_obstacle(_packages())
 
@@ -72,8 +76,7 @@ def _version_obstacle() -> str | None:
 
     found = onnxruntime.__version__
     if tuple(map(int, found.split(".")[:2])) < _GRAPH_NEEDS:
-        needed = ".".join(map(str, _GRAPH_NEEDS))
-        return f"onnxruntime {found} is too old for the graph: it needs {needed} (query_seqlens)"
+        return f"onnxruntime {found} is too old for the graph: it needs {_NEEDED} (query_seqlens)"
     return None
 
 

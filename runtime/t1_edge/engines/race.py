@@ -59,7 +59,8 @@ def race(
     What a template begins with is read each time: an engine that keeps it is better than that.
 
     Args:
-        build: Golden rows are drawn out to a query of 24 tokens and documents of 96.
+        build: Golden rows are drawn out to a query of 24 tokens and documents of 96, or
+            what fits in its context.
         contestants: What opens each engine, by name; they are opened one after another.
         key: What the result depends on beside the build and the machine.
         documents: Whether they are to read documents.
@@ -74,9 +75,10 @@ def race(
     def run() -> dict[str, Pace]:
         _LOG.info("measuring which is faster here: %s", " or ".join(contestants))
         rows = Golden.load(build.file(GOLDEN)).rows
+        longest = min(_DOCUMENT_TOKENS, build.manifest.decoder.context - 1)
         work = _Work(
             query=[*islice(cycle(rows[0]), _QUERY_TOKENS)],
-            documents=[[*islice(cycle(row), _DOCUMENT_TOKENS)] for row in rows[:_DOCUMENTS]]
+            documents=[[*islice(cycle(row), longest)] for row in rows[:_DOCUMENTS]]
             if documents
             else [],
         )

@@ -273,10 +273,11 @@ def _failure(
 
 
 def _against(build: Build, format: Format, device: DeviceName) -> str | None:
-    """What keeps a build's format from a device here."""
+    """What keeps a build's format from a device here: the machine, the build, or both."""
+    reasons = [obstacle(format, device)]
     if format == "onnx" and device == "cuda" and not build.has_cuda_graph:
-        return "the build has no graph for CUDA: export it again with --cuda"
-    return obstacle(format, device)
+        reasons.append("the build has no graph for CUDA: export it again with --cuda")
+    return "; and ".join(filter(None, reasons)) or None
 
 
 def _why_only(build: Build, engine: EngineChoice, device: DeviceName) -> str:
