@@ -13,7 +13,7 @@ from dataclasses import replace
 from t1_edge.batching import batches
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
-from t1_edge.engines.base import Engine, EngineInfo, Float32Array
+from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
 from t1_edge.errors import EngineError, InputError
 from t1_edge.results import QueryEmbedding, Timings
 from t1_edge.thinking import Settle, Thinking, Thought, is_over, think
@@ -82,8 +82,7 @@ class Passes:
             clock = [time.monotonic()]
             tokens = [row.tokens for row in rows]
             with self._engine.start(tokens, room=budget + 2) as session:
-                if budget and not is_over(until):
-                    session.logits()
+                _read(session, budget, until)
                 clock.append(time.monotonic())
                 ended = think(
                     session, len(rows), self._codec, budget=budget, deadline=until, settle=settle
@@ -115,10 +114,13 @@ class Passes:
         """
         with self._turns.stream(until) as turn, ExitStack() as held:
             with self._cores():
+                began = time.monotonic()
                 session = held.enter_context(self._engine.start([row.tokens], room=budget + 2))
+                _read(session, budget, until)
+                spent = time.monotonic() - began
             turn.free = session.close
             thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
-            last = yield from self._follow(row, thinking, turn, every)
+            last = yield from self._follow(row, thinking, turn, every, spent)
         yield last
 
     def read_with(self, rows: Sequence[Row], texts: Sequence[str]) -> list[QueryEmbedding]:
@@ -239,14 +241,21 @@ class Passes:
         return process_cores().hold(self.info.threads if self.info.device == "cpu" else 1)
 
     def _follow(
-        self, row: Row, thinking: Thinking, turn: Turn, every: int
+        self, row: Row, thinking: Thinking, turn: Turn, every: int, seconds: float
     ) -> Generator[QueryEmbedding, None, QueryEmbedding]:
         """The results of a stream; what its reader does between them is not counted.
+
+        Args:
+            row: Of the query.
+            thinking: About it.
+            turn: The stream's.
+            every: Tokens between two vectors.
+            seconds: That reading the row took.
 
         Returns:
             The last, which needs no engine any more.
         """
-        seconds, steps = 0.0, 0
+        steps = 0
         while True:
             vectors, took = self._grow(thinking, steps)
             seconds, steps = seconds + took, every
@@ -280,6 +289,16 @@ class Passes:
 
     def _vectors(self, thinking: Thinking) -> Float32Array:
         return normalised(thinking.peek(), self._engine.info)
+
+
+def _read(session: Session, budget: int, until: float | None) -> None:
+    """Read rows in one pass if they are to think.
+
+    A look at their ends before that has engines read the last token again, alone, and round it
+    otherwise: thoughts would be others for having been looked at.
+    """
+    if budget and not is_over(until):
+        session.logits()
 
 
 def _worth(beginnings: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -106,6 +106,7 @@ class Thinking:
         self._step_seconds = 0.0
         self._peek_seconds: float | None = None
         self._peeked: Float32Array | None = None
+        self._settled: dict[int, Float32Array] = {}
         self._thoughts: list[list[int]] = [[] for _ in range(rows)]
         self._ended: dict[int, StopReason] = {}
 
@@ -150,13 +151,13 @@ class Thinking:
         self._session.append(grown)
         self._steps += 1
         self._step_seconds = time.monotonic() - began
-        if grown:
-            self._peeked = None
+        self._peeked = None
 
     def peek(self) -> Float32Array:
         """Hidden states behind the thoughts as they stand, were they closed.
 
-        They are computed once, and again when a thought has grown.
+        They are computed once, and again after a step; of a thought that settled, it is the one
+        that it settled at.
 
         Returns:
             float32 [rows, hidden], not L2-normalised.
@@ -166,12 +167,17 @@ class Thinking:
             self._peeked = self._session.peek(*self._codec.ending)
             if self._steps:  # before, it may be the pass that reads the rows
                 self._peek_seconds = time.monotonic() - began
+            for row, hidden in self._settled.items():
+                self._peeked[row] = hidden
         return self._peeked
 
     def settle(self, rows: Sequence[int]) -> None:
         """End the thoughts of rows, if they still go on."""
+        hidden = self.peek()
         for row in rows:
-            self._ended.setdefault(row, "settled")
+            if row not in self._ended:
+                self._ended[row] = "settled"
+                self._settled[row] = hidden[row].copy()
 
     @property
     def _closing_seconds(self) -> float:

@@ -171,6 +171,18 @@ def test_batches_behind_the_deadline_are_one_pass_each(encoder: Encoder, engine:
     assert [what for what, _ in engine.passes] == ["logits", "logits", "peek", "peek", "peek"]
 
 
+def test_a_stream_reads_before_it_looks(encoder: Encoder, engine: Paced) -> None:
+    """So that a thought is written in the passes of a call, with looks between them."""
+    list(encoder.encode_query_stream("x", budget=4, every=2))
+    looks = ["logits", "peek", "logits", "peek", "logits", "logits", "peek"]
+    assert [what for what, _ in engine.passes] == looks
+
+
+def test_a_vector_without_a_thought_is_one_pass(encoder: Encoder, engine: Paced) -> None:
+    list(encoder.encode_query_stream("x", budget=0))
+    assert [what for what, _ in engine.passes] == ["peek"]
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_stream_begins_no_pass_but_its_last_after_its_deadline(
     encoder: Encoder, engine: Paced, clock: Clock, every: int

@@ -102,6 +102,27 @@ def test_a_query_thinks_within_its_budget(real: Encoder) -> None:
     assert thought.timings.total >= thought.timings.thinking > 0
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_gives_what_calls_give(real: Encoder, text: str) -> None:
+    for one in list(real.encode_query_stream(text, budget=8, every=2)):
+        budget = len(one.thought_tokens) if one.stopped_by == "open" else 8
+        call = real.encode_query(text, budget=budget)
+        assert one.thought_tokens == call.thought_tokens
+        np.testing.assert_allclose(one.vector, call.vector, atol=_tolerance(real), rtol=0)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_look_changes_no_thought(real: Encoder, text: str) -> None:
+    call = real.encode_query(text, budget=8)
+    for every in (1, 2, 3):
+        found = real.encode_query(text, budget=8, settle=Settle(cosine=1.0, every=every))
+        if found.stopped_by == "settled":  # two vectors were one: it may be
+            assert found.thought_tokens == call.thought_tokens[: len(found.thought_tokens)]
+        else:
+            assert found.thought_tokens == call.thought_tokens
+            np.testing.assert_allclose(found.vector, call.vector, atol=_tolerance(real), rtol=0)
+
+
 def test_thoughts_repeat(real: Encoder) -> None:
     first, second = (real.encode_query("how can a ship float") for _ in range(2))
     assert first.thought_tokens == second.thought_tokens

@@ -113,6 +113,19 @@ def test_a_stream_s_vectors_are_those_of_its_thoughts(
                 np.testing.assert_allclose(one.vector, whole, atol=3e-2)
 
 
+@pytest.mark.parametrize("cosine", [0.3, 0.8, 0.95])
+def test_what_settles_does_not_see_its_batch(build: Build, cosine: float) -> None:
+    """In ONNX Runtime: a batch moves llama.cpp's numbers, and a random decoder thinks otherwise."""
+    settle = Settle(cosine=cosine, every=2)
+    with Encoder.load(build.path, engine="onnx", threads=1, cache=False) as encoder:
+        together = encoder.encode_queries(TEXTS, budget=9, settle=settle)
+        for text, found in zip(TEXTS, together, strict=True):
+            alone = encoder.encode_query(text, budget=9, settle=settle)
+            assert found.thought_tokens == alone.thought_tokens
+            assert found.stopped_by == alone.stopped_by
+            np.testing.assert_allclose(found.vector, alone.vector, atol=1e-4, rtol=0)
+
+
 def test_the_query_cache_gives_what_the_engine_gave(
     build: Build, engine: EngineChoice, own_cache: Path
 ) -> None:
