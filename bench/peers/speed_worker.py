@@ -27,8 +27,6 @@ _Asked = TypeVar("_Asked", contravariant=True)
 _SAMPLE_TOKENS: Final = 4096
 """What settings are tried on."""
 
-_MUCH_SLOWER: Final = 1.25
-
 _WARM_UP: Final = 8
 """Items that run before the clock does."""
 
@@ -111,24 +109,24 @@ def best(
     Args:
         first: Where to begin.
         axes: Field to the values that are tried.
-        run: Does with some settings what is timed. The faster of two times counts; who is much
-            slower than the fastest gets no second.
+        run: Does with some settings what is timed; the faster of two times counts, since the first
+            may load what it needs.
     """
-    chosen, least = first, _seconds(run, first, np.inf)
+    chosen, least = first, _seconds(run, first)
     for field, values in axes.items():
         for value in values:
             tried = replace(chosen, **{field: value})
             if tried == chosen:
                 continue
-            seconds = _seconds(run, tried, least)
+            seconds = _seconds(run, tried)
             if seconds < least:
                 chosen, least = tried, seconds
     return chosen
 
 
-def _seconds(run: Callable[["_Settings"], object], settings: "_Settings", least: float) -> float:
+def _seconds(run: Callable[["_Settings"], object], settings: "_Settings") -> float:
     times: list[float] = []
-    while len(times) < 2 and min(times, default=0.0) < _MUCH_SLOWER * least:
+    for _ in range(2):
         began = time.perf_counter()
         run(settings)
         times.append(time.perf_counter() - began)

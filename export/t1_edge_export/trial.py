@@ -16,7 +16,7 @@ import numpy as np
 from t1_edge.contract import Codec, Contract
 from t1_edge.engines.base import Engine, Float32Array, Session
 from t1_edge.golden import Golden, run_rows
-from t1_edge.thinking import think
+from t1_edge.thinking import Thinking
 from t1_edge.vectors import normalised
 from t1_edge_export.golden_texts import DOCUMENTS, QUERIES
 
@@ -119,8 +119,9 @@ def set_trial(engine: Engine, codec: Codec) -> tuple[Trial, Float32Array]:
     """
     queries = tuple(codec.query(text).tokens for text in QUERIES)
     with _Scored(engine.start(queries, room=BUDGETS[-1] + 2)) as session:
-        written = think(session, len(queries), codec, budget=BUDGETS[-1]).thoughts
-    thoughts = tuple(thought.tokens for thought in written)
+        thinking = Thinking(session, len(queries), codec, budget=BUDGETS[-1])
+        thinking.finish()
+    thoughts = tuple(thought.tokens for thought in thinking.thoughts)
     ends = [
         [
             (*query, *thought[:budget], *codec.ending)
@@ -176,11 +177,12 @@ def ask(engine: Engine, codec: Codec, trial: Trial) -> Answers:
     """
     ends = []
     thoughts: list[Tokens] = []
-    for budget in BUDGETS:  # each by itself: a look on the way would move what follows
+    for budget in BUDGETS:  # each by itself: a look on the way moves llama.cpp's batches
         with engine.start(trial.queries, room=budget + 2) as session:
-            ended = think(session, len(trial.queries), codec, budget=budget)
-            ends.append(normalised(ended.peek(), engine.info))
-        thoughts = [thought.tokens for thought in ended.thoughts]
+            thinking = Thinking(session, len(trial.queries), codec, budget=budget)
+            thinking.finish()
+            ends.append(normalised(thinking.peek(), engine.info))
+        thoughts = [thought.tokens for thought in thinking.thoughts]
     return Answers(
         library=engine.info.library,
         vectors=run_rows(engine, trial.rows),

@@ -20,7 +20,7 @@ THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 _CPUS: Final = Path("/sys/devices/system/cpu")
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _PRODUCTS: Final = ("amx_", "avx_vnni", "avx512_vnni", "avx512_bf16", "asimddp", "i8mm", "bf16")
-"""How instructions for products of 8 bits or 16 begin; those with "as" and without x are ARM's."""
+"""How instructions for products of 8 bits or 16 begin; the last three are ARM's."""
 
 _STATUS: Final = Path("/proc/self/status")
 _MEMORY_LIMITS: Final = (
@@ -59,10 +59,11 @@ def processor() -> Processor:
     Raises:
         InputError: If `OMP_NUM_THREADS` is not a number.
     """
+    found = _features()
     return Processor(
         name=_processor_name(),
         architecture=platform.machine(),
-        features=(*_features(), *_products()),
+        features=(*found, *(flag for flag in _products() if flag.upper() not in found)),
         logical=len(_allowed()),
         threads=available_threads(),
     )

@@ -13,10 +13,10 @@ from dataclasses import replace
 from t1_edge.batching import batches
 from t1_edge.contract import Codec, Row
 from t1_edge.cores import process_cores
-from t1_edge.engines.base import Engine, EngineInfo, Float32Array, Session
+from t1_edge.engines.base import Engine, EngineInfo, Float32Array
 from t1_edge.errors import EngineError, InputError
 from t1_edge.results import QueryEmbedding, Timings
-from t1_edge.thinking import Settle, Thinking, Thought, is_over, think
+from t1_edge.thinking import Settle, Thinking, Thought
 from t1_edge.turns import Turn, Turns
 from t1_edge.vectors import normalised
 
@@ -82,15 +82,14 @@ class Passes:
             clock = [time.monotonic()]
             tokens = [row.tokens for row in rows]
             with self._engine.start(tokens, room=budget + 2) as session:
-                _read(session, budget, until)
+                thinking = Thinking(session, len(rows), self._codec, budget=budget, deadline=until)
+                thinking.read()
                 clock.append(time.monotonic())
-                ended = think(
-                    session, len(rows), self._codec, budget=budget, deadline=until, settle=settle
-                )
+                thinking.finish(settle)
                 clock.append(time.monotonic())
-                vectors = self._vectors(ended)
+                vectors = self._vectors(thinking)
             clock.append(time.monotonic())
-        return self.results(rows, ended.thoughts, vectors, _timings(clock))
+        return self.results(rows, thinking.thoughts, vectors, _timings(clock))
 
     def stream(
         self, row: Row, budget: int, until: float | None, every: int
@@ -114,13 +113,10 @@ class Passes:
         """
         with self._turns.stream(until) as turn, ExitStack() as held:
             with self._cores():
-                began = time.monotonic()
                 session = held.enter_context(self._engine.start([row.tokens], room=budget + 2))
-                _read(session, budget, until)
-                spent = time.monotonic() - began
             turn.free = session.close
             thinking = Thinking(session, 1, self._codec, budget=budget, deadline=until)
-            last = yield from self._follow(row, thinking, turn, every, spent)
+            last = yield from self._follow(row, thinking, turn, every)
         yield last
 
     def read_with(self, rows: Sequence[Row], texts: Sequence[str]) -> list[QueryEmbedding]:
@@ -241,21 +237,14 @@ class Passes:
         return process_cores().hold(self.info.threads if self.info.device == "cpu" else 1)
 
     def _follow(
-        self, row: Row, thinking: Thinking, turn: Turn, every: int, seconds: float
+        self, row: Row, thinking: Thinking, turn: Turn, every: int
     ) -> Generator[QueryEmbedding, None, QueryEmbedding]:
         """The results of a stream; what its reader does between them is not counted.
-
-        Args:
-            row: Of the query.
-            thinking: About it.
-            turn: The stream's.
-            every: Tokens between two vectors.
-            seconds: That reading the row took.
 
         Returns:
             The last, which needs no engine any more.
         """
-        steps = 0
+        seconds, steps = 0.0, 0
         while True:
             vectors, took = self._grow(thinking, steps)
             seconds, steps = seconds + took, every
@@ -277,6 +266,7 @@ class Passes:
         """Vectors once a thought has made some steps, or ended before; and the seconds of it."""
         with self._cores():
             began = time.monotonic()
+            thinking.read()
             while steps and thinking.goes_on():
                 thinking.step()
                 steps -= 1
@@ -289,16 +279,6 @@ class Passes:
 
     def _vectors(self, thinking: Thinking) -> Float32Array:
         return normalised(thinking.peek(), self._engine.info)
-
-
-def _read(session: Session, budget: int, until: float | None) -> None:
-    """Read rows in one pass if they are to think.
-
-    A look at their ends before that has engines read the last token again, alone, and round it
-    otherwise: thoughts would be others for having been looked at.
-    """
-    if budget and not is_over(until):
-        session.logits()
 
 
 def _worth(beginnings: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

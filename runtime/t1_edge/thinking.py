@@ -78,7 +78,7 @@ class Thinking:
 
     A deadline is kept as far as the passes before can tell: no step is begun if that and the pass
     that closes the thoughts, each as long as the last of its kind, would end beyond it. So it is
-    overrun by what these take longer than the last ones; by two passes where no step was measured
+    overrun by what these take longer than the last ones; by two passes where none was measured
     yet, and by what was begun before the first.
 
     Args:
@@ -103,7 +103,9 @@ class Thinking:
         self._budget = budget
         self._deadline = deadline
         self._steps = 0
-        self._step_seconds = 0.0
+        self._is_read = False
+        self._scores: Float32Array | None = None
+        self._step_seconds: float | None = None
         self._peek_seconds: float | None = None
         self._peeked: Float32Array | None = None
         self._settled: dict[int, Float32Array] = {}
@@ -127,14 +129,29 @@ class Thinking:
         """Whether a row still thinks; at the budget, or without time for a step, all are ended."""
         if self._steps == self._budget:
             self._end("budget")
-        elif is_over(self._deadline, self._step_seconds + self._closing_seconds):
+        elif is_over(self._deadline, self._needed):
             self._end("deadline")
         return len(self._ended) < len(self._thoughts)
 
+    def read(self) -> None:
+        """Read the rows in one pass, if they are to think; once.
+
+        Were they looked at before, engines would read the last token again, alone, and round it
+        otherwise: thoughts would be others for having been looked at.
+
+        Raises:
+            EngineError: If the engine fails.
+        """
+        if self.goes_on() and not self._is_read:
+            self._scores = self._session.logits()
+            self._is_read = True
+
     def step(self) -> None:
         """Write one token to every row that still thinks."""
+        self.read()
+        known, self._scores = self._scores, None
         began = time.monotonic()
-        scores = self._session.logits()
+        scores = self._session.logits() if known is None else known
         if self._codec.contract.distinct:
             scores = _without_written(scores, self._thoughts)
         grown: dict[int, int] = {}
@@ -150,7 +167,8 @@ class Thinking:
                 grown[row] = token
         self._session.append(grown)
         self._steps += 1
-        self._step_seconds = time.monotonic() - began
+        if known is None:
+            self._step_seconds = time.monotonic() - began
         self._peeked = None
 
     def peek(self) -> Float32Array:
@@ -165,60 +183,47 @@ class Thinking:
         if self._peeked is None:
             began = time.monotonic()
             self._peeked = self._session.peek(*self._codec.ending)
-            if self._steps:  # before, it may be the pass that reads the rows
+            if self._is_read:  # else it is the pass that reads them
                 self._peek_seconds = time.monotonic() - began
             for row, hidden in self._settled.items():
                 self._peeked[row] = hidden
         return self._peeked
 
     def settle(self, rows: Sequence[int]) -> None:
-        """End the thoughts of rows, if they still go on."""
+        """End the thoughts of rows, if they still go on; what `peek` gives is theirs for good."""
         hidden = self.peek()
         for row in rows:
             if row not in self._ended:
                 self._ended[row] = "settled"
                 self._settled[row] = hidden[row].copy()
 
+    def finish(self, settle: Settle | None = None) -> None:
+        """Let every row think to its end.
+
+        Args:
+            settle: When a thought ends since its vector has come to rest.
+
+        Raises:
+            EngineError: If the engine fails.
+        """
+        self.read()
+        before = self.peek() if settle and self.goes_on() else None
+        while self.goes_on():
+            self.step()
+            if settle and before is not None and self.steps % settle.every == 0:
+                now = self.peek()
+                self.settle(np.flatnonzero(_cosines(before, now) >= settle.cosine).tolist())
+                before = now
+
     @property
-    def _closing_seconds(self) -> float:
-        return self._step_seconds if self._peek_seconds is None else self._peek_seconds
+    def _needed(self) -> float:
+        """Seconds of a step and of the pass that closes; each as the other where one is unknown."""
+        step, closing = self._step_seconds, self._peek_seconds
+        return (step or closing or 0.0) + (closing or step or 0.0)
 
     def _end(self, reason: StopReason) -> None:
         for row in range(len(self._thoughts)):
             self._ended.setdefault(row, reason)
-
-
-def think(
-    session: Session,
-    rows: int,
-    codec: Codec,
-    *,
-    budget: int,
-    deadline: float | None = None,
-    settle: Settle | None = None,
-) -> Thinking:
-    """Let every row of a session think to its end; see `Thinking`.
-
-    Args:
-        session: Opened over query rows, with room for budget + 2 tokens.
-        rows: How many rows it has.
-        codec: Knows the tokens that close and stop a thought.
-        budget: Most tokens of a thought.
-        deadline: Time by `time.monotonic` by which the thoughts shall be closed, in seconds.
-        settle: When a thought ends since its vector has come to rest.
-
-    Returns:
-        The rows, none of which thinks any more.
-    """
-    thinking = Thinking(session, rows, codec, budget=budget, deadline=deadline)
-    before = thinking.peek() if settle and thinking.goes_on() else None
-    while thinking.goes_on():
-        thinking.step()
-        if settle and before is not None and thinking.steps % settle.every == 0:
-            now = thinking.peek()
-            thinking.settle(np.flatnonzero(_cosines(before, now) >= settle.cosine).tolist())
-            before = now
-    return thinking
 
 
 def _cosines(some: Float32Array, others: Float32Array) -> Float32Array:

@@ -178,6 +178,20 @@ def test_a_stream_reads_before_it_looks(encoder: Encoder, engine: Paced) -> None
     assert [what for what, _ in engine.passes] == looks
 
 
+@pytest.mark.parametrize("settle", [None, Settle(cosine=1.0, every=1)])
+def test_a_thought_that_closes_is_looked_at_behind_what_it_read(
+    encoder: Encoder, engine: Paced, settle: Settle | None
+) -> None:
+    """Not as the last look saw it, which computed its last token with its close."""
+    assert isinstance(engine.engine, ScriptedEngine)
+    engine.engine.favourite = encoder.codec.ending[0]
+    if settle:
+        encoder.encode_query("x", budget=4, settle=settle)
+    else:
+        list(encoder.encode_query_stream("x", budget=4))
+    assert [what for what, _ in engine.passes] == ["logits", "peek", "peek"]
+
+
 def test_a_vector_without_a_thought_is_one_pass(encoder: Encoder, engine: Paced) -> None:
     list(encoder.encode_query_stream("x", budget=0))
     assert [what for what, _ in engine.passes] == ["peek"]
@@ -189,10 +203,11 @@ def test_a_stream_begins_no_pass_but_its_last_after_its_deadline(
 ) -> None:
     for deadline in DEADLINES:
         engine.passes.clear()
-        until = clock.now + deadline
+        began, until = clock.now, clock.now + deadline
         *_, last = encoder.encode_query_stream("x", budget=100, deadline=deadline, every=every)
         assert last.stopped_by == "deadline"
         assert engine.since(until) in ([], ["peek"])
+        assert clock.now <= max(until, began + READING + TOKEN)  # a look was measured before
 
 
 def test_a_stream_whose_reader_outlasts_its_deadline_computes_nothing_more(

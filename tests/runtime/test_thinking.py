@@ -307,7 +307,6 @@ def test_what_a_reader_does_between_two_vectors_is_not_counted() -> None:
 def tiny_encoder(
     request: pytest.FixtureRequest, tiny_build: Callable[..., Build]
 ) -> Iterator[Encoder]:
-    """Float weights, so that a token that was looked past does not flip."""
     build = tiny_build("llama", "float")
     with Encoder.load(build.path, engine=request.param, threads=1, cache=False) as encoder:
         yield encoder

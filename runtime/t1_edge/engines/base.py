@@ -67,7 +67,7 @@ class Session(Protocol):
             tokens: One or more, the same for every row.
 
         Returns:
-            float32 [rows, hidden], after the final norm, not L2-normalised.
+            float32 [rows, hidden], after the final norm, not L2-normalised; the caller's.
 
         Raises:
             InputError: If there is no token, or one is not in the vocabulary.

@@ -65,7 +65,7 @@ def _onnx_cuda_obstacle() -> str | None:
     if PLACES["cuda"].provider not in onnxruntime.get_available_providers():
         return (
             f"onnxruntime {found} is a wheel without CUDA: in an environment of its own, "
-            f"pip install 't1-edge[cuda]', for which onnxruntime-gpu has to be {_NEEDED} or newer"
+            f"pip install 't1-edge[cuda]', which brings onnxruntime-gpu {_NEEDED}"
         )
     return _version_obstacle() or _driver_obstacle(_wheel_cuda()) or libraries_obstacle(_packages())
 

@@ -60,7 +60,7 @@ def race(
 
     Args:
         build: Golden rows are drawn out to a query of 24 tokens and documents of 96, or
-            what fits in its context.
+            of what fits in the context.
         contestants: What opens each engine, by name; they are opened one after another.
         key: What the result depends on beside the build and the machine.
         documents: Whether they are to read documents.
