@@ -46,16 +46,20 @@ def quantize_by_llama_cpp(checkpoint: Checkpoint, folder: Path, work: Path) -> P
     return found
 
 
-def quantize_by_builder(checkpoint: Checkpoint, folder: Path, work: Path) -> Path:
+def quantize_by_builder(
+    checkpoint: Checkpoint, folder: Path, work: Path, *, head: bool = True
+) -> Path:
     """Int4 as onnxruntime-genai's builder makes it of a float32 checkpoint.
 
     Args:
         checkpoint: The float weights.
         folder: Where the files go; emptied first.
         work: Where environments and the log are, and the checkpoint as peers read it.
+        head: Whether there shall be logits, too. ONNX Runtime computes them even where nobody
+            fetches them.
 
     Returns:
-        The graph, which gives logits and hidden states of every position.
+        The graph, which gives hidden states, and logits, of every position.
 
     Raises:
         click.ClickException: If building fails; the log stays in `work`.
@@ -64,8 +68,8 @@ def quantize_by_builder(checkpoint: Checkpoint, folder: Path, work: Path) -> Pat
     whole, out = _float32(checkpoint, work), _empty(folder)
     module = ["-m", "onnxruntime_genai.models.builder", "-m", str(whole), "-o", str(out)]
     options = ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
-    hidden = ["--extra_options", "include_hidden_states=1"]
-    _command([python, *module, *options, *hidden], work)
+    outputs = "include_hidden_states=1" if head else "exclude_lm_head=1"
+    _command([python, *module, *options, "--extra_options", outputs], work)
     return out / BUILDER_GRAPH
 
 

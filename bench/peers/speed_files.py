@@ -104,8 +104,8 @@ def _gguf(checkpoint: Checkpoint, folder: Path, work: Path) -> Path:
 
 
 def _graph(checkpoint: Checkpoint, folder: Path, work: Path) -> Path:
-    out = folder / "builder"
+    out = folder / "builder, without a head"
     if not (out / _WHOLE).exists():
-        quantize_by_builder(checkpoint, out, work)
+        quantize_by_builder(checkpoint, out, work, head=False)
         (out / _WHOLE).touch()
     return out / BUILDER_GRAPH

@@ -8,13 +8,15 @@ graph, and of the outputs, which leave the CUDA graph as float32.
 Inputs: `input_ids` int64 [rows, chunk]; `query_seqlens` int32 [rows], how many of a row's ids are
 real (the rest is padding on the right); `seqlens_k` int32 [rows], tokens in the cache once the
 chunk is in, less one; `total_sequence_length` int32 [], the longest row then; `last` int64
-[rows, 1], index of a row's last real token in the chunk; and the KV cache, `past_key.N` and
-`past_value.N` float32 [rows, kv_heads, capacity, head_dim], which the caller binds to the same
-memory as `present_key.N` and `present_value.N`; float16 in the CUDA graph.
+[rows, 1], index of a row's last real token in the chunk; `scored` int64 [scored, 1], the rows whose
+logits are wanted, which may be none on the CPU; and the KV cache, `past_key.N` and `past_value.N`
+float32 [rows, kv_heads, capacity, head_dim], which the caller binds to the same memory as
+`present_key.N` and `present_value.N`; float16 in the CUDA graph.
 
-Outputs: `hidden` float32 [rows, hidden] and `logits` float32 [rows, vocabulary], of each row's last
-real token alone. The Gather that picks that token stands before the last block's output projection:
-from there on one position a row is computed, not all of them.
+Outputs: `hidden` float32 [rows, hidden] and `logits` float32 [scored, vocabulary], of each row's
+last real token alone. The Gather that picks that token stands before the last block's output
+projection: from there on one position a row is computed, not all of them. ONNX Runtime computes
+every output, fetched or not (docs/LOG.md, 2026-11-27); a head over no rows costs nothing.
 
 The operators of the domain com.microsoft are described in ONNX Runtime's ContribOperators.md, and
 the types that a provider has kernels for in its OperatorKernels.md: CUDA has float16 ones for all
@@ -187,7 +189,8 @@ class GraphWriter:
         if half:
             self._nodes.widen(hidden, "hidden")
         if self._head:
-            self._products.one(hidden, EMBEDDING if self._decoder.tied else HEAD, output=logits)
+            scored = self._nodes.node("GatherND", [hidden, "scored"], "hidden.scored")
+            self._products.one(scored, EMBEDDING if self._decoder.tied else HEAD, output=logits)
             if half:
                 self._nodes.widen(logits, "logits")
 
@@ -234,13 +237,14 @@ class GraphWriter:
         counts = [_value(n, TensorProto.INT32, ["rows"]) for n in ("query_seqlens", "seqlens_k")]
         total = _value("total_sequence_length", TensorProto.INT32, [])
         last = _value("last", TensorProto.INT64, ["rows", 1])
-        return [ids, *counts, total, last, *self._cache("past")]
+        scored = [_value("scored", TensorProto.INT64, ["scored", 1])] if self._head else []
+        return [ids, *counts, total, last, *scored, *self._cache("past")]
 
     def _outputs(self) -> list["onnx.ValueInfoProto"]:
         from onnx import TensorProto
 
         hidden = _value("hidden", TensorProto.FLOAT, ["rows", self._decoder.hidden])
-        logits = _value("logits", TensorProto.FLOAT, ["rows", self._decoder.vocabulary])
+        logits = _value("logits", TensorProto.FLOAT, ["scored", self._decoder.vocabulary])
         return [hidden, *([logits] if self._head else []), *self._cache("present")]
 
     def _cache(self, when: str) -> list["onnx.ValueInfoProto"]:

@@ -15,7 +15,7 @@ from t1_edge.contract import Contract
 from t1_edge.errors import BuildError, ContractError
 from t1_edge.verification import Verification
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 MAX_CONTEXT: Final = 8192
 MANIFEST: Final = "t1.json"
 TOKENIZER: Final = "tokenizer.json"

@@ -37,7 +37,7 @@ think_close = "<b>"
 """
 
 
-def _manifest(contract: Contract, schema: int = 5) -> bytes:
+def _manifest(contract: Contract, schema: int = 6) -> bytes:
     return json.dumps({"schema": schema, "contract": msgspec.to_builtins(contract)}).encode()
 
 
@@ -134,9 +134,9 @@ def test_an_outline_asks_for_what_it_does_not_hold(name: str) -> None:
         ("c.json", "[]", "c.json is no contract"),
         ("c.json", b"\xff", "c.json is no contract"),
         ("README.md", "# A model", r"README.md is no contract: .* it is read as JSON"),
-        ("t1.json", _manifest(TINY_CONTRACT, schema=4), "t1.json has schema 4, this t1-edge reads"),
-        ("t1.json", '{"schema": 5}', "t1.json holds no contract"),
-        ("t1.json", '{"schema": 5, "contract": []}', "t1.json holds no contract"),
+        ("t1.json", _manifest(TINY_CONTRACT, schema=5), "t1.json has schema 5, this t1-edge reads"),
+        ("t1.json", '{"schema": 6}', "t1.json holds no contract"),
+        ("t1.json", '{"schema": 6, "contract": []}', "t1.json holds no contract"),
     ],
 )
 def test_what_is_no_contract_is_named(

@@ -106,6 +106,7 @@ class _Graph:
             "seqlens_k": self._lengths - 1,
             "total_sequence_length": np.array(self._lengths.max()),
             "last": counts[:, None].astype(np.int64) - 1,
+            "scored": np.arange(len(chunks))[:, None],
         }
         past = {f"past_{name}": value for name, value in self._cache.items()}
         outputs = ["hidden", "logits", *(f"present_{name}" for name in self._cache)]

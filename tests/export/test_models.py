@@ -143,7 +143,7 @@ def test_what_changes_vectors_makes_a_new_build(
 
 def test_a_build_of_an_older_schema_is_replaced(own_cache: Path) -> None:
     model_dir("nano").mkdir(parents=True)
-    (model_dir("nano") / MANIFEST).write_text('{"schema": 4}')
+    (model_dir("nano") / MANIFEST).write_text('{"schema": 5}')
     assert NANO.cached(["onnx", "gguf"]) is None
     check_free(model_dir("nano"), force=True)
 

@@ -25,7 +25,7 @@ GOLDEN_MANIFEST = Path(__file__).parent / "golden_t1.json"
 FILES = ("golden.npz", "model.onnx", "tokenizer.json", "weights.bin")
 
 EXAMPLE = Manifest(
-    schema=5,
+    schema=6,
     name="example",
     profile="portable",
     source=Source(
@@ -127,9 +127,9 @@ def _contract(**fields: object) -> bytes:
         (b"", "damaged"),
         (b"[]", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b'{"schema": 5}', "missing required field"),
-        (_changed(schema=4), "schema 4, this t1-edge reads 5"),
-        (_changed(schema=6), "schema 6, this t1-edge reads 5"),
+        (b'{"schema": 6}', "missing required field"),
+        (_changed(schema=5), "schema 5, this t1-edge reads 6"),
+        (_changed(schema=7), "schema 7, this t1-edge reads 6"),
         (_changed(name=3), r"Expected `str`, got `int` - at `\$.name`"),
         (_changed(profile="other"), "profile"),
         (_changed(surprise=1), "unknown field `surprise`"),

@@ -60,6 +60,8 @@ class OnnxEngine:
         decoder: The shape that the manifest gives.
         threads: CPU threads.
         place: Where it runs.
+        profile: How the name begins of a file that ONNX Runtime writes once it is closed: what each
+            node of each pass took. None for none.
 
     Attributes:
         batch_tokens: About a thousand of nano's for each thread, of wider states fewer: more leave
@@ -74,7 +76,13 @@ class OnnxEngine:
     batch_rows = 64
 
     def __init__(
-        self, directory: Path, decoder: Decoder, *, threads: int, place: Place = PLACES["cpu"]
+        self,
+        directory: Path,
+        decoder: Decoder,
+        *,
+        threads: int,
+        place: Place = PLACES["cpu"],
+        profile: Path | None = None,
     ) -> None:
         import onnxruntime
 
@@ -84,7 +92,7 @@ class OnnxEngine:
         self._rows: Rows | None = None
         self._beginnings: dict[tuple[int, ...], Caches | None] = {}
         self._session: onnxruntime.InferenceSession | None
-        self._session = _open(directory / place.graph, threads, place)
+        self._session = _open(directory / place.graph, threads, place, profile)
         self.info = EngineInfo(
             engine="onnx",
             library=f"onnxruntime {onnxruntime.__version__}",
@@ -182,6 +190,7 @@ class OnnxSession:
         self._session = session
         self._rows = rows
         self._logits = np.zeros((len(rows), decoder.vocabulary), np.float32)
+        self._place = place
         self._twin = twin and len(rows) == 1
         # A full row that has nothing to do in a step runs padding behind its end.
         caches = _allocate(decoder, len(rows) + self._twin, rows.longest + 1, place.cache)
@@ -248,7 +257,7 @@ class OnnxSession:
 
     def _run(self, chunks: list[list[int]], starts: list[int], output: str) -> Float32Array:
         """Run each row's chunk behind the tokens it has in the cache; one output, one position."""
-        from onnxruntime import OrtValue, RunOptions
+        from onnxruntime import OrtValue
 
         if self._twin and len(chunks[0]) == 1:
             chunks, starts = [*chunks, [_PAD]], [*starts, 0]
@@ -266,16 +275,18 @@ class OnnxSession:
             "total_sequence_length": ends.max(),
             "last": counts[:, None].astype(np.int64) - 1,
         }
+        if self._place != READER:
+            # A head over no rows costs nothing. On other devices nobody has seen one.
+            all_scored = output == "logits" or self._place.memory != "cpu"
+            inputs["scored"] = np.arange(len(chunks) if all_scored else 0)[:, None]
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.asarray(value)))
         for name, value in self._caches[len(chunks)].items():
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
         binding.bind_output(output)
-        options = RunOptions()
-        options.only_execute_path_to_fetches = True
         try:
-            self._session.run_with_iobinding(binding, options)
+            self._session.run_with_iobinding(binding)
         except Exception as e:  # the bindings raise one class an error code, without a base
             raise _failure(f"ONNX Runtime failed on a chunk of {ids.shape}", e) from e
         return np.asarray(binding.get_outputs()[-1].numpy()[: len(self._rows)], np.float32)
@@ -288,7 +299,9 @@ def _fill(caches: Caches, row: int, beginning: Caches) -> int:
     return int(values.shape[1])
 
 
-def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSession":
+def _open(
+    graph: Path, threads: int, place: Place, profile: Path | None = None
+) -> "onnxruntime.InferenceSession":
     """A session all of whose nodes run where they should."""
     import onnxruntime
 
@@ -300,6 +313,9 @@ def _open(graph: Path, threads: int, place: Place) -> "onnxruntime.InferenceSess
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # it would keep a plan for every shape there ever was
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if place == READER and not has_vnni():
         # Pairs of products would be summed up in 16 bits, and cut there. Has no effect on ARM.
         options.add_session_config_entry("session.x64quantprecision", "1")
