@@ -24,7 +24,7 @@ from t1_edge.engines.select import open_engine
 from t1_edge.errors import EngineError, T1Error
 from t1_edge.machine import available_threads, peak_resident_bytes
 from t1_edge.processes import how_ended
-from t1_edge_bench.pydoc import passages, questions
+from t1_edge_bench.pydoc import questions, texts
 
 _WARM_UP: Final = 2
 _REPEATS: Final = 3
@@ -245,9 +245,8 @@ def _say(text: str) -> None:
 
 def _query_times(encoder: Encoder, budget: int, count: int) -> list[float]:
     _say(f"embedding {count} queries with a budget of {budget}")
-    texts = islice(cycle(question.text for question in questions()), _WARM_UP + count)
     times = []
-    for text in texts:
+    for text in islice(cycle(question.text for question in questions()), _WARM_UP + count):
         began = time.perf_counter()
         encoder.encode_query(text, budget=budget)
         times.append(time.perf_counter() - began)
@@ -257,12 +256,10 @@ def _query_times(encoder: Encoder, budget: int, count: int) -> list[float]:
 def _prefill_rates(encoder: Encoder, count: int) -> list[float]:
     """Tokens a second over real passages, joined to the length of a textbook's."""
     _say(f"reading {count} documents, {_REPEATS} times")
-    words = " ".join(passage.text for passage in passages()).split()
-    endless = cycle(words)
-    texts = [" ".join(islice(endless, _DOCUMENT_WORDS)) for _ in range(count)]
-    encoder.embed_documents(texts[:_WARM_UP], truncate=True)
-    found = [encoder.embed_documents(texts, truncate=True) for _ in range(_REPEATS)]
-    return [float(documents.tokens.sum() / documents.seconds) for documents in found]
+    documents = texts(count, _DOCUMENT_WORDS)
+    encoder.embed_documents(documents[:_WARM_UP], truncate=True)
+    found = [encoder.embed_documents(documents, truncate=True) for _ in range(_REPEATS)]
+    return [float(read.tokens.sum() / read.seconds) for read in found]
 
 
 def _thinking_rates(engine: Engine, rows: int) -> list[float]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import cycle, islice
 from typing import Final
 
 import msgspec
@@ -114,6 +115,17 @@ def dataset(*, limit_queries: int | None = None) -> Dataset:
         unjudged=0,
         topics={passage.id: passage.topic for passage in passages()},
     )
+
+
+def texts(count: int, words: int) -> list[str]:
+    """Running text of so many words each, which goes on from one to the next, and from the start.
+
+    Args:
+        count: How many texts.
+        words: Of each.
+    """
+    running = cycle(" ".join(passage.text for passage in passages()).split())
+    return [" ".join(islice(running, words)) for _ in range(count)]
 
 
 def _answers(topic: str) -> list[str]:

@@ -1,6 +1,6 @@
 """`t1-edge bench`: what a build finds, and what it costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,6 @@ from t1_edge.cli.output import check_place, progress, put_json, say
 
 if TYPE_CHECKING:
     from t1_edge.build import Format
-    from t1_edge_bench.latency import LatencyRow
-    from t1_edge_bench.quality import QualityRow
     from t1_edge_bench.soak import SoakRow
 
 
@@ -119,6 +117,7 @@ def quality(
     from t1_edge.encoder import Encoder
     from t1_edge.thinking import Settle
     from t1_edge_bench import pydoc
+    from t1_edge_bench.cli.tables import quality_table
     from t1_edge_bench.datasets import load
     from t1_edge_bench.quality import quality as measure
 
@@ -162,7 +161,7 @@ def quality(
     if as_json:
         put_json({"rows": msgspec.to_builtins(rows)})
     else:
-        click.echo(_quality_table(rows))
+        click.echo(quality_table(rows))
 
 
 @bench.command()
@@ -197,6 +196,7 @@ def latency(
     """Load, prefill, thinking, time to vector, memory; each engine in a process of its own."""
     import msgspec
 
+    from t1_edge_bench.cli.tables import latency_table
     from t1_edge_bench.latency import latency as measure
 
     rows = [
@@ -214,7 +214,72 @@ def latency(
     if as_json:
         put_json({"rows": msgspec.to_builtins(rows, str_keys=True)})
     else:
-        click.echo(_latency_table(rows))
+        click.echo(latency_table(rows))
+
+
+@bench.command()
+@options.build
+@click.option(
+    "--documents",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Texts of 150 words that are read together.",
+)
+@click.option(
+    "--thoughts",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many are written together.",
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="How many are timed, alone and watched; a large build wants few.",
+)
+@options.engine
+@options.threads
+@options.as_json
+def profile(
+    build: str,
+    documents: int,
+    thoughts: int,
+    passes: int,
+    engine: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Where the time of reading and of thinking goes, by parts of the model, on the CPU.
+
+    Shares are of what an engine's operations take by themselves, as ONNX Runtime's profile has it,
+    or as llama.cpp calls back around each. That takes time, too, and keeps llama.cpp from running
+    some together: what a pass takes alone stands beside it.
+    """
+    import msgspec
+
+    from t1_edge_bench.cli.tables import profile_table
+    from t1_edge_bench.profiling import profile as measure
+
+    rows = [
+        row
+        for name in _engines(build, engine)
+        for row in measure(
+            build,
+            engine=name,
+            documents=documents,
+            thoughts=thoughts,
+            passes=passes,
+            threads=threads,
+            say=say,
+        )
+    ]
+    if as_json:
+        put_json({"rows": msgspec.to_builtins(rows)})
+    else:
+        click.echo(profile_table(rows))
 
 
 @bench.command()
@@ -262,6 +327,7 @@ def soak(
     import msgspec
 
     from t1_edge.errors import EngineError
+    from t1_edge_bench.cli.tables import soak_table
     from t1_edge_bench.soak import soak as work
 
     check_place(samples)
@@ -274,7 +340,7 @@ def soak(
     if as_json:
         put_json({"rows": msgspec.to_builtins(rows)})
     else:
-        click.echo(_soak_table(rows))
+        click.echo(soak_table(rows))
     wrong = [error for row in rows for error in row.errors]
     wrong += [
         f"{row.library} has {row.growth:.2%} more memory resident than when it was warm"
@@ -306,76 +372,3 @@ def _keep_samples(path: Path, rows: list["SoakRow"]) -> None:
         path.write_bytes(b"\n".join([*lines, b""]))
     except OSError as e:
         raise click.FileError(str(path), e.strerror or str(e)) from e
-
-
-def _soak_table(rows: list["SoakRow"]) -> str:
-    from t1_edge_bench.table import table
-
-    figures: list[tuple[str, Callable[[SoakRow], str]]] = [
-        ("seconds", lambda r: f"{r.seconds:,.0f}"),
-        ("calls", lambda r: f"{sum(r.operations.values()):,}"),
-        *(_calls(kind) for kind in rows[0].operations),
-        ("errors", lambda r: str(len(r.errors))),
-        ("resident when warm, MB", lambda r: f"{r.warm / 1e6:,.1f}"),
-        ("resident at the end, MB", lambda r: f"{r.end / 1e6:,.1f}"),
-        ("growth", lambda r: f"{r.growth:.2%}"),
-        ("open files when warm, at the end", lambda r: f"{r.files[0]:g}, {r.files[1]:g}"),
-        ("peak resident, MB", lambda r: f"{r.peak_resident / 1e6:,.0f}"),
-    ]
-    lines = [[name, *(read(row) for row in rows)] for name, read in figures]
-    return table(["", *(row.library for row in rows)], lines)
-
-
-def _calls(kind: str) -> "tuple[str, Callable[[SoakRow], str]]":
-    return f"  {kind}", lambda row: f"{row.operations.get(kind, 0):,}"
-
-
-def _quality_table(rows: list["QualityRow"]) -> str:
-    from t1_edge_bench.table import table
-
-    header = [
-        "system",
-        "budget",
-        "settle",
-        "nDCG@10",
-        "recall@100",
-        "queries",
-        "thought tokens",
-        "s/query",
-    ]
-    return table(
-        header,
-        [
-            [
-                row.system,
-                "" if row.budget is None else str(row.budget),
-                "" if row.settle is None else f"{row.settle:g}",
-                f"{row.ndcg:.4f}",
-                "" if row.recall is None else f"{row.recall:.4f}",
-                str(row.queries),
-                "" if row.thought_tokens is None else f"{row.thought_tokens:.1f}",
-                "" if row.seconds_a_query is None else f"{row.seconds_a_query:.3f}",
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _latency_table(rows: list["LatencyRow"]) -> str:
-    from t1_edge_bench.table import table
-
-    figures: list[tuple[str, Callable[[LatencyRow], str]]] = [
-        ("load, s", lambda r: f"{r.load:.2f}"),
-        ("prefill, tokens/s", lambda r: f"{r.prefill_tokens:,.0f}"),
-        ("thinking, tokens/s", lambda r: f"{r.thinking_tokens:,.0f}"),
-        ("thinking 8 at once, tokens/s", lambda r: f"{r.thinking_tokens_8:,.0f}"),
-        ("memory bandwidth used", lambda r: f"{r.bandwidth_share:.0%}"),
-        ("memory bandwidth, GB/s", lambda r: f"{r.read_bandwidth / 1e9:.1f}"),
-        ("weights, MB", lambda r: f"{r.weight_bytes / 1e6:,.0f}"),
-        ("peak resident, MB", lambda r: f"{r.peak_resident / 1e6:,.0f}"),
-    ]
-    lines = [[name, *(read(row) for row in rows)] for name, read in figures]
-    for budget in rows[0].query_p50:
-        times = [f"{r.query_p50[budget] * 1e3:.0f} / {r.query_p95[budget] * 1e3:.0f}" for r in rows]
-        lines.append([f"query, budget {budget}, p50 / p95, ms", *times])
-    return table(["", *(row.library for row in rows)], lines)

@@ -10,7 +10,7 @@ llama.cpp's is never asked.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class LlamaEngine:
         exact: Keep the cache and attend in float32, at half the speed: what float builds are for.
             Otherwise both are float16, as llama.cpp has them by itself.
         pack: Pack weights anew for the processor's kernels; if None, where these run.
+        observer: A `ggml_backend_sched_eval_callback`, called before and after every operation.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
@@ -51,11 +52,18 @@ class LlamaEngine:
         device: str = "cpu",
         exact: bool = False,
         pack: bool | None = None,
+        observer: Any = None,
     ) -> None:
         self._decoder = decoder
         self._exact = exact
         self._context = Context(
-            model, decoder, threads=threads, exact=exact, device=device, pack=pack
+            model,
+            decoder,
+            threads=threads,
+            exact=exact,
+            device=device,
+            pack=pack,
+            observer=observer,
         )
         self._rows: Rows | None = None
         library = self._context.library

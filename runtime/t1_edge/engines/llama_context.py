@@ -59,6 +59,7 @@ class Context:
         exact: Keep the cache and attend in float32, at half the speed.
         device: "cpu", or a GPU's, which gets every block.
         pack: Pack weights anew for the processor's kernels; if None, where these run.
+        observer: A `ggml_backend_sched_eval_callback`, called before and after every operation.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.
@@ -73,12 +74,14 @@ class Context:
         exact: bool,
         device: str = "cpu",
         pack: bool | None = None,
+        observer: Any = None,
     ) -> None:
         import llama_cpp
 
         self._api: Any = llama_cpp
         self._threads = threads
         self._exact = exact
+        self._observer = observer
         self._context: Any = None
         self._batch: Any = None
         self._rows = self._cells = 0
@@ -169,6 +172,8 @@ class Context:
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.kv_unified = True
         parameters.no_perf = True
+        if self._observer is not None:
+            parameters.cb_eval = self._observer
         if self._exact:
             parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
             parameters.type_k = parameters.type_v = api.GGML_TYPE_F32

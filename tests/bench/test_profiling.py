@@ -1,0 +1,124 @@
+"""Where the time goes: real passes of real engines, and the parts that their operations are of."""
+
+import ctypes
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from click.testing import CliRunner
+
+from t1_edge.build import Build, Format, Profile
+from t1_edge.cli import main
+from t1_edge.engines.base import Engine
+from t1_edge.engines.places import PLACES
+from t1_edge.errors import EngineError, InputError
+from t1_edge_bench import operations
+from t1_edge_bench.operations import Pass, watch_llama, watch_onnx
+from t1_edge_bench.profiling import part_of, profile
+from tiny import Family
+
+PARTS = {
+    "activation",
+    "attention",
+    "down",
+    "embedding",
+    "gate and up",
+    "head",
+    "norms and sums",
+    "output projection",
+    "queries, keys, values",
+    "rest",
+}
+LAYERS = 3
+
+
+def _passes(engine: Engine) -> Iterator[float]:
+    """Rows are read, and looked at with a token more."""
+    with engine.start([[5, 6, 7], [8, 9, 10, 11]], room=2) as session:
+        began = time.perf_counter()
+        session.logits()
+        yield time.perf_counter() - began
+        session.append({0: 3})
+        began = time.perf_counter()
+        session.peek(4)
+        yield time.perf_counter() - began
+
+
+def _watch(build: Build, engine: Format) -> list[Pass]:
+    if engine == "onnx":
+        return watch_onnx(build, PLACES["cpu"], 1, _passes)
+    return watch_llama(build, 1, _passes)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "gguf"])
+@pytest.mark.parametrize("precision", ["portable", "float"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_every_operation_is_of_a_part(
+    tiny_build: Callable[..., Build], family: Family, precision: Profile, engine: Format
+) -> None:
+    """The rest picks what is wanted: last tokens, and rows whose logits are."""
+    passes = _watch(tiny_build(family, precision, tied=family == "llama"), engine)
+    assert len(passes) == 2
+    for one in passes:
+        assert 0 < sum(operation.seconds for operation in one.operations) < one.seconds
+        names = [operation.name for operation in one.operations]
+        assert {part_of(name, engine) for name in names} == PARTS
+        rest = {name.split()[0] for name in names if part_of(name, engine) == "rest"}
+        assert rest == {"GatherND" if engine == "onnx" else "GET_ROWS"}
+        down = [name for name in names if part_of(name, engine) == "down"]
+        assert len(down) == LAYERS
+        assert len([name for name in names if part_of(name, engine) == "head"]) == 1
+
+
+def test_what_nobody_knows_is_the_rest() -> None:
+    assert part_of("TopK best", "onnx") == part_of("ARGMAX best", "gguf") == "rest"
+
+
+def test_tensors_of_another_layout_are_refused(
+    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = (("more", ctypes.c_int64), *operations._Tensor._fields_)
+
+    monkeypatch.setattr(operations, "_Tensor", Longer)
+    with pytest.raises(EngineError, match=r"has other tensors than 0\.3\.36"):
+        _watch(tiny_build("llama", "portable"), "gguf")
+
+
+def test_a_profile_of_both_engines(nano: Build) -> None:
+    arguments = ["bench", "profile", "--build", str(nano.path), "--threads", "1", "--passes", "3"]
+    arguments += ["--documents", "2", "--thoughts", "3"]
+    found = CliRunner().invoke(main, [*arguments, "--json"])
+    assert found.exit_code == 0, found.stderr
+    rows = json.loads(found.stdout)["rows"]
+    kinds = [(row["library"].split()[0], row["graph"], row["work"]) for row in rows]
+    assert kinds == [
+        ("onnxruntime", "everything", "reading"),
+        ("onnxruntime", "everything", "thinking"),
+        ("onnxruntime", "documents", "reading"),
+        ("llama.cpp", "everything", "reading"),
+        ("llama.cpp", "everything", "thinking"),
+    ]
+    for row in rows:
+        assert row["passes"] == 3
+        assert row["rows"] == (3 if row["work"] == "thinking" else 2)
+        assert row["tokens"] == 3 if row["work"] == "thinking" else row["tokens"] > 2 * 150
+        assert 0 < sum(row["parts"].values())
+        assert row["alone"] > 0
+        assert list(row["parts"].values()) == sorted(row["parts"].values(), reverse=True)
+    reading = rows[2]["parts"].keys()
+    assert reading - rows[0]["parts"].keys() == {"rounding"}
+    assert "head" not in reading
+    plain = CliRunner().invoke(main, [*arguments, "--engine", "gguf"])
+    assert "llama.cpp thinking" in plain.stdout
+    assert "a pass alone, ms" in plain.stdout
+    assert "gguf: reading, 3 passes alone, and as many watched" in plain.stderr
+
+
+def test_what_cannot_be_profiled(tiny_build: Callable[..., Build]) -> None:
+    build = str(tiny_build("llama", "portable").path)
+    with pytest.raises(InputError, match="1 thread or more, not 0"):
+        profile(build, engine="onnx", threads=0)
+    with pytest.raises((EngineError, InputError), match="65"):
+        profile(build, engine="gguf", documents=65, threads=1)
