@@ -55,11 +55,10 @@ def quantize_by_builder(
         checkpoint: The float weights.
         folder: Where the files go; emptied first.
         work: Where environments and the log are, and the checkpoint as peers read it.
-        head: Whether there shall be logits, too. ONNX Runtime computes them even where nobody
-            fetches them.
+        head: Whether the graph has one, which ONNX Runtime runs even where nobody fetches logits.
 
     Returns:
-        The graph, which gives hidden states, and logits, of every position.
+        The graph, which gives hidden states of every position, and logits where it has a head.
 
     Raises:
         click.ClickException: If building fails; the log stays in `work`.

@@ -1,7 +1,8 @@
 """What an engine does in a pass, operation by operation, and how long each takes; on the CPU.
 
-ONNX Runtime says so itself. llama.cpp calls back around each operation: that keeps it from running
-several as one, and costs microseconds for each.
+ONNX Runtime says so itself, in whole microseconds, with the rest of each cut off. llama.cpp calls
+back around each operation: that keeps it from running several as one, and has it start its threads
+for each, so that small operations seem to take some microseconds more than they do.
 """
 
 import ctypes
@@ -58,7 +59,7 @@ def watch_onnx(build: Build, place: Place, threads: int, passes: Passes) -> list
         passes: What is asked of the engine.
 
     Raises:
-        EngineError: If ONNX Runtime refuses the graph, or fails.
+        EngineError: If ONNX Runtime refuses the graph, fails, or cannot note so many operations.
     """
     from t1_edge.engines.onnx import OnnxEngine
 
@@ -98,7 +99,10 @@ def watch_llama(build: Build, threads: int, passes: Passes) -> list[Pass]:
             observer=observer.callback,
         )
     ) as engine:
-        return [Pass(seconds, observer.take()) for seconds in passes(engine)]
+        try:
+            return [Pass(seconds, observer.take()) for seconds in passes(engine)]
+        finally:
+            observer.check()  # what went wrong there comes before what came of it
 
 
 class _Arguments(msgspec.Struct, frozen=True):
@@ -114,13 +118,22 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 _KERNEL: Final = "_kernel_time"
+_MOST_EVENTS: Final = 1_000_000
+"""That ONNX Runtime notes (core/common/profiler.h); later ones are lost."""
 
 
 def _runs(profile: bytes) -> list[list[Operation]]:
-    """The operations of each run of a session."""
+    """The operations of each run of a session.
+
+    Raises:
+        EngineError: If some may be missing.
+    """
+    events = msgspec.json.decode(profile, type=list[_Event])
+    if len(events) >= _MOST_EVENTS:
+        raise EngineError(f"ONNX Runtime notes {_MOST_EVENTS:,} operations: watch fewer passes")
     runs: list[list[Operation]] = []
     operations: list[Operation] = []
-    for event in msgspec.json.decode(profile, type=list[_Event]):
+    for event in events:
         if event.name.endswith(_KERNEL):
             name = f"{event.args.op_name} {event.name.removesuffix(_KERNEL)}"
             operations.append(Operation(name, event.dur / 1e6))
@@ -169,7 +182,7 @@ class _Observer:
         self._name = library.ggml_get_name
         self._name.argtypes, self._name.restype = [ctypes.c_void_p], ctypes.c_void_p
         self._operations: list[Operation] = []
-        self._is_known = True
+        self._failure: BaseException | None = None
         self._began = 0.0
         api: Any = llama_cpp
         self.callback = api.ggml_backend_sched_eval_callback(self._around)
@@ -180,27 +193,35 @@ class _Observer:
         Raises:
             EngineError: If tensors do not lie in memory as is known here.
         """
-        if not self._is_known:
+        self.check()
+        taken, self._operations = self._operations, []
+        return taken
+
+    def check(self) -> None:
+        """Raise what the callback could not: an interruption, too, or that tensors are others."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _around(self, address: int, asks: bool, _: object) -> bool:
+        """Before an operation, whether it is to be computed by itself; behind it, to go on."""
+        try:
+            if asks:
+                self._began = time.perf_counter()
+                return self._kind(address).decode() not in _NOTHING_TO_DO
+            self._note(address, time.perf_counter() - self._began)
+        except BaseException as e:  # ctypes would print it, and go on
+            self._failure = self._failure or e
+        return self._failure is None
+
+    def _note(self, address: int, seconds: float) -> None:
+        if self._name(address) != address + _Tensor.name.offset:
             import llama_cpp
 
             raise EngineError(
                 f"llama-cpp-python {llama_cpp.__version__} has other tensors than 0.3.36, after "
                 "which t1-edge reads their names: they cannot be told apart"
             )
-        taken, self._operations = self._operations, []
-        return taken
-
-    def _around(self, address: int, asks: bool, _: object) -> bool:
-        """Before an operation, whether it is to be computed by itself; behind it, to go on."""
-        if asks:
-            wanted = self._kind(address).decode() not in _NOTHING_TO_DO
-            self._began = time.perf_counter()
-            return wanted
-        seconds = time.perf_counter() - self._began
-        self._is_known &= bool(self._name(address) == address + _Tensor.name.offset)
-        if self._is_known:
-            tensor = _Tensor.from_address(address)
-            sources = [_Tensor.from_address(source).name for source in tensor.sources if source]
-            words = [self._kind(address), tensor.name, *sources]
-            self._operations.append(Operation(b" ".join(words).decode(), seconds))
-        return True
+        tensor = _Tensor.from_address(address)
+        sources = [_Tensor.from_address(source).name for source in tensor.sources if source]
+        words = [self._kind(address), tensor.name, *sources]
+        self._operations.append(Operation(b" ".join(words).decode(), seconds))

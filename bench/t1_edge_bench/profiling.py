@@ -50,7 +50,7 @@ _PARTS: Final[dict[Format, dict[str, str]]] = {
         "down": r"\.ffn_down\.",
         "head": r"^MUL_MAT result_output ",
         "embedding": r"^GET_ROWS \S+ token_embd\.",
-        "attention": r"^(ROPE|SET_ROWS|FLASH_ATTN_EXT|MUL_MAT|SOFT_MAX|CONT|CPY) ",
+        "attention": r"^(ROPE|SET_ROWS|FLASH_ATTN_EXT|SOFT_MAX|CONT) |^MUL_MAT kqv?-",
     },
 }
 """What the operations of each part are called; the first that fits counts."""
@@ -183,8 +183,9 @@ def _profile(build: str, engine: Format, subject: _Subject, task: _Task) -> Prof
         alone = list(task.passes(unwatched))[_WARM_UP:]
         info = unwatched.info
     watched = subject.watch(task.passes)[_WARM_UP:]
-    parts = [_by_part(found.operations, engine) for found in watched]
-    medians = {part: statistics.median(each[part] for each in parts) for part in parts[0]}
+    found = [_by_part(one.operations, engine) for one in watched]
+    parts = {part for one in found for part in one}
+    medians = {part: statistics.median(one.get(part, 0.0) for one in found) for part in parts}
     return ProfileRow(
         build=build,
         library=info.library,
@@ -196,13 +197,13 @@ def _profile(build: str, engine: Format, subject: _Subject, task: _Task) -> Prof
         tokens=task.tokens,
         passes=len(watched),
         alone=statistics.median(alone),
-        watched=statistics.median(found.seconds for found in watched),
+        watched=statistics.median(one.seconds for one in watched),
         parts=dict(sorted(medians.items(), key=lambda item: -item[1])),
     )
 
 
 def _by_part(operations: Sequence[Operation], engine: Format) -> dict[str, float]:
-    """Seconds of the parts that a pass has; each pass of a kind has the same."""
+    """Seconds of the parts that a pass has."""
     seconds: dict[str, float] = {}
     for operation in operations:
         part = part_of(operation.name, engine)

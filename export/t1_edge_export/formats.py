@@ -247,7 +247,7 @@ def file_sizes(
     metadata: bytes,
     *,
     cuda: bool = False,
-    documents: bool = False,
+    longest_document: int | None = None,
 ) -> dict[str, int]:
     """Bytes of a format's files, by name.
 
@@ -257,7 +257,8 @@ def file_sizes(
         encodings: Block format by tensor name.
         metadata: What stands before the tensors of a GGUF; as long as it will be.
         cuda: With ONNX's graph for CUDA.
-        documents: With ONNX's graph for documents, and its weights.
+        longest_document: With ONNX's graph for documents of so many tokens at most, and its
+            weights.
     """
     if format == "onnx":
         from t1_edge_export.onnx_documents import (
@@ -280,8 +281,9 @@ def file_sizes(
             for name, activations in graphs(cuda).items()
         }
         sizes[ONNX_WEIGHTS] = max(matrix.end for matrix in matrices.values())
-        if documents:
-            sizes[DOCUMENTS_GRAPH] = len(documents_graph(decoder, encodings, norms))
+        if longest_document is not None:
+            graph = documents_graph(decoder, encodings, norms, longest_document)
+            sizes[DOCUMENTS_GRAPH] = len(graph)
             sizes[DOCUMENTS_WEIGHTS] = documents_size(lay_out_documents(decoder))
         return sizes
     from t1_edge_export.gguf_writer import lay_out_gguf

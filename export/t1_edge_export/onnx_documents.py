@@ -8,7 +8,9 @@ instructions; blocks of 32 weights with a scale each take twice to three times a
 same. Channels are smoothed before, by `t1_edge_export.quantize.smooth_quant`, for one scale is to
 hold them all.
 
-The graph reads, and writes nothing: it has no head. Its embedding is that of weights.bin.
+The graph reads, and writes nothing: it has no head. Its embedding is that of weights.bin. Where
+the scores of a whole document are small enough, it attends to all tokens at once: ONNX Runtime's
+tiles take a third longer (docs/LOG.md, 2026-11-27).
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,9 @@ _LARGEST: Final = 127
 _ZERO_POINT: Final = 128
 _LEAST: Final = 1e-30
 """The largest activation of a token is at least this: one of zeros has a scale, too."""
+
+_SCORES: Final = 1 << 27
+"""Most bytes of one document's attention scores, float32 [heads, tokens, tokens]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,10 @@ def documents_size(places: Mapping[str, Placement]) -> int:
 
 
 def documents_graph(
-    decoder: Decoder, encodings: Mapping[str, Encoding], norms: Mapping[str, Float32Array]
+    decoder: Decoder,
+    encodings: Mapping[str, Encoding],
+    norms: Mapping[str, Float32Array],
+    longest: int,
 ) -> bytes:
     """The graph over both files.
 
@@ -90,10 +98,12 @@ def documents_graph(
         decoder: The shape.
         encodings: Of weights.bin, by tensor name.
         norms: Smoothed, float32 [n], by tensor name.
+        longest: Most tokens of a document.
     """
     nodes = Nodes()
     products = _IntegerProducts(nodes, decoder, lay_out(decoder, encodings)[EMBEDDING])
-    graph = GraphWriter(decoder, nodes, products, norms, head=False).model()
+    tiled = 4 * decoder.heads * longest**2 > _SCORES
+    graph = GraphWriter(decoder, nodes, products, norms, head=False, tiled=tiled).model()
     return bytes(graph.SerializeToString())
 
 
@@ -170,6 +180,7 @@ def write_documents(
     encodings: Mapping[str, Encoding],
     importance: Mapping[str, Float32Array],
     *,
+    longest: int,
     progress: Progress = silent,
 ) -> None:
     """Write documents.bin and its graph.
@@ -180,6 +191,7 @@ def write_documents(
         encodings: Of weights.bin, by tensor name.
         importance: Mean squared input of each channel, float32 [in], by tensor name, to smooth by;
             without any, channels stay as they are.
+        longest: Most tokens of a document.
         progress: Called with the number of weights that were just dealt with: each is read to
             smooth, and again to be written.
 
@@ -209,7 +221,7 @@ def write_documents(
     }
     path = directory / DOCUMENTS_GRAPH
     try:
-        path.write_bytes(documents_graph(decoder, encodings, norms))
+        path.write_bytes(documents_graph(decoder, encodings, norms, longest))
     except OSError as e:
         raise ExportError(f"cannot write {path}: {e.strerror}") from e
 

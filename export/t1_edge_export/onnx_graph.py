@@ -71,7 +71,9 @@ class GraphWriter:
         products: Multiplies, and adds to the same nodes.
         norms: The norms' weights, float32 [n], by tensor name; they are stored in the graph.
         activations: The type of activations, norms, rotary tables and KV cache.
-        head: Whether logits are wanted beside the hidden state.
+        head: Whether logits are wanted beside the hidden state, and rows are scored.
+        tiled: Whether attention may go tile by tile, as ONNX Runtime has it by itself: it needs no
+            room for the scores of all pairs of tokens, and takes longer.
     """
 
     def __init__(
@@ -83,11 +85,13 @@ class GraphWriter:
         activations: Activations = "float32",
         *,
         head: bool = True,
+        tiled: bool = True,
     ) -> None:
         self._decoder = decoder
         self._nodes = nodes
         self._products = products
         self._head = head
+        self._tiled = tiled
         self._type = np.dtype(activations)
         for name, weight in norms.items():
             nodes.constant(name, weight.astype(self._type))
@@ -148,7 +152,7 @@ class GraphWriter:
             key = self._head_norm(key, layer_name(layer, "self_attn.k_norm"), decoder.kv_heads)
         cache = [f"past_key.{layer}", f"past_value.{layer}"]
         lengths = ["seqlens_k", "total_sequence_length"]
-        unused = [""] * 7  # position_ids .. k_norm_weight
+        unused = ["", "", self._sink(), *[""] * 4]  # position_ids .. k_norm_weight
         inputs = [query, key, value, *cache, *lengths, "rope_cos", "rope_sin", *unused]
         attributes = {"num_heads": decoder.heads, "kv_num_heads": decoder.kv_heads}
         outputs = [f"attention.{layer}", f"present_key.{layer}", f"present_value.{layer}"]
@@ -160,6 +164,16 @@ class GraphWriter:
             scale=decoder.head_dim**-0.5,
             **attributes,
         )
+
+    def _sink(self) -> str:
+        """What each head attends to beside the tokens: nothing, or what gets no weight.
+
+        ONNX Runtime attends tile by tile where nothing is given
+        (contrib_ops/cpu/bert/group_query_attention.cc).
+        """
+        if self._tiled:
+            return ""
+        return self._nodes.constant("sink", np.full(self._decoder.heads, -1e9, self._type))
 
     def _head_norm(self, values: str, norm: str, heads: int) -> str:
         """RMS norm of each head by itself: [rows, chunk, heads * head_dim] in and out."""

@@ -133,7 +133,14 @@ def _write(
         plainly = "" if importance else ", whose channels nothing evens out: no statistics"
         say(f"writing what reads documents{plainly}")
         with bars("writing", 2 * linear_weight_count(checkpoint.decoder)) as progress:
-            write_documents(directory, smoothed, encodings, importance, progress=progress)
+            write_documents(
+                directory,
+                smoothed,
+                encodings,
+                importance,
+                longest=request.contract.max_document_tokens,
+                progress=progress,
+            )
     say("asking the float reference for golden vectors")
     trial, truth = _ask_reference(checkpoint, codec, bars)
     golden(codec, trial, truth.vectors).save(directory / GOLDEN)

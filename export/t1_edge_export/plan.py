@@ -94,10 +94,11 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         chosen = choose_eight_bit(decoder, limit, list(linear_layers(decoder)))
         encodings = request.encodings(decoder, chosen)
     files = {TOKENIZER: len(checkpoint.tokenizer.encode())}
+    longest = request.contract.max_document_tokens if request.documents else None
     engines: dict[Format, int] = {}
     for format in request.formats:
         sizes = file_sizes(
-            format, decoder, encodings, metadata, cuda=request.cuda, documents=request.documents
+            format, decoder, encodings, metadata, cuda=request.cuda, longest_document=longest
         )
         engines[format] = BASE_MEMORY + int(_repacked(format, request, sizes))
         files |= sizes

@@ -156,7 +156,8 @@ def _judge(block: _Block, request: Request, folder: Path) -> None:
     if request.budget:
         by_worth(block, importance, block_size=request.block_size)
     if request.documents:
-        write_documents(folder, block, encodings, importance)
+        longest = request.contract.max_document_tokens
+        write_documents(folder, block, encodings, importance, longest=longest)
 
 
 def _hashing() -> float:

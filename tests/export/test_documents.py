@@ -363,6 +363,7 @@ def test_its_weights_are_the_checkpoints(
         written,
         choose_encodings(decoder, "portable", ["onnx"], block_size=32),
         importance,
+        longest=200,
     )
     raw = (tmp_path / DOCUMENTS_WEIGHTS).read_bytes()
     places, behind = lay_out_documents(decoder), smooth(decoder, written, importance)

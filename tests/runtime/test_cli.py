@@ -45,6 +45,7 @@ def test_the_commands_are_the_promised_ones() -> None:
     assert [path[0] for path in ALL if len(path) == 1] == COMMANDS
     assert ("bench", "quality") in ALL
     assert ("bench", "latency") in ALL
+    assert ("bench", "profile") in ALL
     assert ("bench", "soak") in ALL
 
 

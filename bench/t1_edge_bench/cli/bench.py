@@ -254,9 +254,9 @@ def profile(
 ) -> None:
     """Where the time of reading and of thinking goes, by parts of the model, on the CPU.
 
-    Shares are of what an engine's operations take by themselves, as ONNX Runtime's profile has it,
-    or as llama.cpp calls back around each. That takes time, too, and keeps llama.cpp from running
-    some together: what a pass takes alone stands beside it.
+    Shares are of the time of all operations, as ONNX Runtime's own profile has it in whole
+    microseconds, or as llama.cpp calls back around each, with what it takes to start one: small
+    operations seem larger there. What a pass takes that nobody watches stands beside it.
     """
     import msgspec
 

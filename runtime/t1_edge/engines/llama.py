@@ -34,7 +34,8 @@ class LlamaEngine:
         exact: Keep the cache and attend in float32, at half the speed: what float builds are for.
             Otherwise both are float16, as llama.cpp has them by itself.
         pack: Pack weights anew for the processor's kernels; if None, where these run.
-        observer: A `ggml_backend_sched_eval_callback`, called before and after every operation.
+        observer: A `ggml_backend_sched_eval_callback`: asked before each operation whether to be
+            called after it, too. It may not raise, and what it does not let go on is left out.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.

@@ -59,7 +59,8 @@ class Context:
         exact: Keep the cache and attend in float32, at half the speed.
         device: "cpu", or a GPU's, which gets every block.
         pack: Pack weights anew for the processor's kernels; if None, where these run.
-        observer: A `ggml_backend_sched_eval_callback`, called before and after every operation.
+        observer: A `ggml_backend_sched_eval_callback`: asked before each operation whether to be
+            called after it, too. It may not raise, and what it does not let go on is left out.
 
     Raises:
         EngineError: If llama.cpp refuses the file, or it is of another shape.

@@ -60,8 +60,8 @@ class OnnxEngine:
         decoder: The shape that the manifest gives.
         threads: CPU threads.
         place: Where it runs.
-        profile: How the name begins of a file that ONNX Runtime writes once it is closed: what each
-            node of each pass took. None for none.
+        profile: How the name begins of a file that ONNX Runtime writes when the engine is closed:
+            what each node of each pass took. None for no file.
 
     Attributes:
         batch_tokens: About a thousand of nano's for each thread, of wider states fewer: more leave
@@ -275,10 +275,10 @@ class OnnxSession:
             "total_sequence_length": ends.max(),
             "last": counts[:, None].astype(np.int64) - 1,
         }
-        if self._place != READER:
-            # A head over no rows costs nothing. On other devices nobody has seen one.
-            all_scored = output == "logits" or self._place.memory != "cpu"
-            inputs["scored"] = np.arange(len(chunks) if all_scored else 0)[:, None]
+        if self._place.reads == "everything":
+            # All rows or none: one alone would be multiplied by other kernels than several.
+            scored = len(chunks) if output == "logits" or not self._place.skips else 0
+            inputs["scored"] = np.arange(scored)[:, None]
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.asarray(value)))
         for name, value in self._caches[len(chunks)].items():

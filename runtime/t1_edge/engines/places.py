@@ -19,6 +19,7 @@ class Place:
         graph: The build's file for it.
         cache: Type of the KV cache, which is that of the graph's activations.
         reads: What the graph is for: "everything", or "documents" alone.
+        skips: Whether its kernels take a head over no rows; not where nobody has seen them do so.
     """
 
     device: str
@@ -27,6 +28,7 @@ class Place:
     graph: str
     cache: "np.dtype[np.floating[Any]]"
     reads: str = "everything"
+    skips: bool = False
 
 
 PLACES: Final = {
@@ -36,6 +38,7 @@ PLACES: Final = {
         memory="cpu",
         graph=ONNX_GRAPH,
         cache=np.dtype(np.float32),
+        skips=True,
     ),
     "cuda": Place(
         device="cuda",
