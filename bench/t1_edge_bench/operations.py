@@ -6,10 +6,12 @@ for each, so that small operations seem to take some microseconds more than they
 """
 
 import ctypes
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -99,10 +101,8 @@ def watch_llama(build: Build, threads: int, passes: Passes) -> list[Pass]:
             observer=observer.callback,
         )
     ) as engine:
-        try:
+        with observer.interruptible():
             return [Pass(seconds, observer.take()) for seconds in passes(engine)]
-        finally:
-            observer.check()  # what went wrong there comes before what came of it
 
 
 class _Arguments(msgspec.Struct, frozen=True):
@@ -193,12 +193,30 @@ class _Observer:
         Raises:
             EngineError: If tensors do not lie in memory as is known here.
         """
-        self.check()
+        self._check()
         taken, self._operations = self._operations, []
         return taken
 
-    def check(self) -> None:
-        """Raise what the callback could not: an interruption, too, or that tensors are others."""
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While llama.cpp calls back, whatever goes wrong there is raised here in its place.
+
+        A signal that comes while it computes would be heard at the callback's first instruction,
+        where no `try` helps.
+        """
+        here = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, self._interrupt) if here else None
+        try:
+            yield
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+            self._check()
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._failure = self._failure or KeyboardInterrupt()
+
+    def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
@@ -209,7 +227,7 @@ class _Observer:
                 self._began = time.perf_counter()
                 return self._kind(address).decode() not in _NOTHING_TO_DO
             self._note(address, time.perf_counter() - self._began)
-        except BaseException as e:  # ctypes would print it, and go on
+        except Exception as e:  # ctypes would print it, and go on
             self._failure = self._failure or e
         return self._failure is None
 

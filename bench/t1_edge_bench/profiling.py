@@ -61,7 +61,7 @@ Work = Literal["reading", "thinking"]
 
 
 class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time of one kind of pass goes. Seconds, medians over the passes.
+    """Where the time of one kind of pass goes, in seconds.
 
     Attributes:
         build: As it was asked for.
@@ -73,10 +73,10 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         rows: Texts, or thoughts, that ran together.
         tokens: Of all rows in one pass.
         passes: How many nobody watched, and how many were.
-        alone: A pass that nobody watched.
-        watched: One that was.
-        parts: What the operations of each part of the model took in a watched pass, the largest
-            first. What is missing to the whole pass is around them.
+        alone: A pass that nobody watched, the median.
+        watched: One that was: that in the middle, by time.
+        parts: What the operations of each part of the model took in that one, the largest first.
+            What is missing to the whole pass is around them.
     """
 
     build: str
@@ -129,7 +129,7 @@ def profile(
     build: str,
     *,
     engine: Format,
-    documents: int = 5,
+    documents: int = 2,
     thoughts: int = 1,
     passes: int = 20,
     threads: int | None = None,
@@ -158,7 +158,7 @@ def profile(
     """
     opened = Build(find_build(build))
     threads = available_threads() if threads is None else threads
-    tasks = _tasks(opened, documents, thoughts, passes + _WARM_UP)
+    tasks = _tasks(opened, documents, thoughts, passes + _WARM_UP, say)
     rows = []
     for subject in _subjects(opened, engine, threads):
         for work in subject.works:
@@ -182,10 +182,9 @@ def _profile(build: str, engine: Format, subject: _Subject, task: _Task) -> Prof
     with closing(subject.open()) as unwatched:
         alone = list(task.passes(unwatched))[_WARM_UP:]
         info = unwatched.info
-    watched = subject.watch(task.passes)[_WARM_UP:]
-    found = [_by_part(one.operations, engine) for one in watched]
-    parts = {part for one in found for part in one}
-    medians = {part: statistics.median(one.get(part, 0.0) for one in found) for part in parts}
+    watched = sorted(subject.watch(task.passes)[_WARM_UP:], key=lambda one: one.seconds)
+    middle = watched[(len(watched) - 1) // 2]
+    parts = _by_part(middle.operations, engine)
     return ProfileRow(
         build=build,
         library=info.library,
@@ -197,8 +196,8 @@ def _profile(build: str, engine: Format, subject: _Subject, task: _Task) -> Prof
         tokens=task.tokens,
         passes=len(watched),
         alone=statistics.median(alone),
-        watched=statistics.median(one.seconds for one in watched),
-        parts=dict(sorted(medians.items(), key=lambda item: -item[1])),
+        watched=middle.seconds,
+        parts=dict(sorted(parts.items(), key=lambda item: -item[1])),
     )
 
 
@@ -211,10 +210,15 @@ def _by_part(operations: Sequence[Operation], engine: Format) -> dict[str, float
     return seconds
 
 
-def _tasks(build: Build, documents: int, thoughts: int, passes: int) -> Mapping[Work, _Task]:
+def _tasks(
+    build: Build, documents: int, thoughts: int, passes: int, say: Callable[[str], None]
+) -> Mapping[Work, _Task]:
     tokenizer = TextTokenizer.from_file(build.file(TOKENIZER))
     codec = Codec(build.manifest.contract, tokenizer)
-    read = [codec.document(text).tokens for text in texts(documents, _WORDS)]
+    found = [codec.document(text) for text in texts(documents, _WORDS)]
+    if cut := sum(row.truncated for row in found):
+        say(f"{cut} of {documents} texts are cut to {codec.contract.max_document_tokens} tokens")
+    read = [row.tokens for row in found]
     asked = [codec.query(question.text).tokens for question in questions()[:thoughts]]
     return {
         "reading": _Task(

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t1_edge.build import DOCUMENTS_GRAPH, DOCUMENTS_WEIGHTS, Decoder
+from t1_edge.engines.room import MOST_SCORES, score_bytes
 from t1_edge.errors import ExportError
 from t1_edge_export.bars import Progress, silent
 from t1_edge_export.checkpoint import Checkpoint, Weights
@@ -42,9 +43,6 @@ _LARGEST: Final = 127
 _ZERO_POINT: Final = 128
 _LEAST: Final = 1e-30
 """The largest activation of a token is at least this: one of zeros has a scale, too."""
-
-_SCORES: Final = 1 << 27
-"""Most bytes of one document's attention scores, float32 [heads, tokens, tokens]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def documents_graph(
     """
     nodes = Nodes()
     products = _IntegerProducts(nodes, decoder, lay_out(decoder, encodings)[EMBEDDING])
-    tiled = 4 * decoder.heads * longest**2 > _SCORES
+    tiled = score_bytes(decoder, longest) > MOST_SCORES
     graph = GraphWriter(decoder, nodes, products, norms, head=False, tiled=tiled).model()
     return bytes(graph.SerializeToString())
 

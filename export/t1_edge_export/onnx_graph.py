@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 _OPSETS: Final = {"": 21, CONTRIB: 1}
 
+_NO_WEIGHT: Final = -6e4
+"""A score of which softmax leaves nothing beside any other; float16 has it, too."""
+
 
 def graph_over_weights(
     decoder: Decoder,
@@ -173,7 +176,7 @@ class GraphWriter:
         """
         if self._tiled:
             return ""
-        return self._nodes.constant("sink", np.full(self._decoder.heads, -1e9, self._type))
+        return self._nodes.constant("sink", np.full(self._decoder.heads, _NO_WEIGHT, self._type))
 
     def _head_norm(self, values: str, norm: str, heads: int) -> str:
         """RMS norm of each head by itself: [rows, chunk, heads * head_dim] in and out."""

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,17 +93,39 @@ def test_what_nobody_knows_is_the_rest(engine: Format) -> None:
     assert part_of("MatMulNBits model.layers.0.mlp.new_proj.weight.out", engine) == "rest"
 
 
-def test_an_interruption_reaches_who_waits(
-    tiny_build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes while llama.cpp calls back, where an exception would be printed and forgotten."""
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """Python ignores Ctrl-C where whoever started it does, as a shell does for `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
-    def interrupted(*given: object) -> None:
-        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(operations._Observer, "_note", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _watch(tiny_build("llama", "portable"), "gguf")
+@pytest.mark.usefixtures("_heard")
+def test_an_interruption_reaches_who_waits(tiny_build: Callable[..., Build]) -> None:
+    """It mostly comes as llama.cpp calls back, where what is raised is printed and forgotten."""
+
+    def endless(engine: Engine) -> Iterator[float]:
+        while True:
+            yield from _passes(engine)
+
+    build = tiny_build("llama", "portable")
+    for delay in (0.5, 0.6, 0.7):
+        main_thread = threading.main_thread().ident
+        timer = threading.Timer(delay, signal.pthread_kill, (main_thread, signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            watch_llama(build, 1, endless)
+        timer.join()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_texts_over_the_limit_are_said_to_be_cut(tiny_build: Callable[..., Build]) -> None:
+    said: list[str] = []
+    build = str(tiny_build("llama", "portable").path)
+    rows = profile(build, engine="onnx", documents=2, passes=1, threads=1, say=said.append)
+    assert said[0] == "2 of 2 texts are cut to 200 tokens"
+    assert rows[0].tokens == 2 * 200
 
 
 def test_more_than_onnx_runtime_notes_is_refused(

@@ -11,14 +11,20 @@ from onnx import numpy_helper
 
 from t1_edge.build import ONNX_GRAPH, ONNX_WEIGHTS, Build, Decoder
 from t1_edge.engines.onnx import OnnxEngine
+from t1_edge.engines.places import READER
+from t1_edge_export.checkpoint import open_checkpoint
 from t1_edge_export.decoder import tensors
 from t1_edge_export.formats import choose_encodings
-from t1_edge_export.onnx_documents import documents_graph
+from t1_edge_export.journal import NOTHING, Journal
+from t1_edge_export.onnx_documents import documents_graph, write_documents
 from t1_edge_export.onnx_graph import GraphWriter
 from t1_edge_export.onnx_layout import lay_out
 from t1_edge_export.onnx_nodes import Nodes
 from t1_edge_export.onnx_products import BlockProducts
-from tiny import Family
+from t1_edge_export.quantize.quantizer import ROUNDING
+from t1_edge_export.vocabulary import with_tokens
+from t1_edge_export.weights import write_files
+from tiny import TINY_CONTRACT, Family, Tiny
 
 ROWS = [[token % 380 for token in range(5, 5 + count)] for count in (180, 3, 64)]
 
@@ -58,6 +64,28 @@ def test_both_find_the_same(
     for tiled, whole in zip(*found, strict=True):
         assert np.abs(tiled).max() > 0.1
         np.testing.assert_allclose(whole, tiled, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_documents_by_tiles_are_the_same_documents(
+    tiny: Callable[..., Tiny], tmp_path: Path, family: Family
+) -> None:
+    checkpoint = with_tokens(open_checkpoint(tiny(family).folder), TINY_CONTRACT)
+    decoder = checkpoint.decoder
+    encodings = choose_encodings(decoder, "portable", ["onnx"], block_size=32)
+    journal = Journal.open(tmp_path / "journal.jsonl", NOTHING)
+    write_files(tmp_path, ["onnx"], checkpoint, encodings, ROUNDING, journal)
+    found = []
+    for longest in (200, 10**5):
+        write_documents(tmp_path, checkpoint, encodings, {}, longest=longest)
+        engine = OnnxEngine(tmp_path, decoder, threads=1, place=READER)
+        engine.prime([ROWS[0][:2]])
+        with engine.start(ROWS, room=1) as session:
+            states = session.peek(4)
+        engine.close()
+        found.append(states / np.linalg.norm(states, axis=1, keepdims=True))
+    whole, tiled = found
+    assert ((whole * tiled).sum(axis=1) > 0.999).all()
 
 
 def _decoder(heads: int) -> Decoder:

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from t1_edge.build import Build, Format
+from t1_edge.engines import room
 from t1_edge.engines.base import Engine, Float32Array
 from t1_edge.engines.llama import LlamaSession
 from t1_edge.engines.select import open_engine
@@ -202,3 +203,17 @@ def test_a_session_that_is_not_made_is_not_open(
         with pytest.raises(EngineError, match="do not fit into memory: end other programs"):
             _peek(llama, SHORT, 2)
     _peek(llama, SHORT, 1)
+
+
+def test_scores_of_documents_count(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are held at once: documents so long that they are not are read by tiles."""
+    decoder = build.manifest.decoder
+    for tokens in (500, 20_000):
+        enough = int(2 * tokens * room._token_bytes(decoder, 4) / room._SPARE) + 9
+        monkeypatch.setattr(room, "free_memory", partial(int, enough))
+        room.check_room(decoder, 2, tokens, cache_bytes=4)
+        if room.score_bytes(decoder, tokens) > room.MOST_SCORES:
+            room.check_room(decoder, 2, tokens, cache_bytes=4, documents=True)
+        else:
+            with pytest.raises(EngineError, match="2 rows of 500 tokens need"):
+                room.check_room(decoder, 2, tokens, cache_bytes=4, documents=True)

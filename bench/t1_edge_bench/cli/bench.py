@@ -222,7 +222,7 @@ def latency(
 @click.option(
     "--documents",
     type=click.IntRange(min=1),
-    default=5,
+    default=2,
     show_default=True,
     help="Texts of 150 words that are read together.",
 )

@@ -114,7 +114,8 @@ class OnnxEngine:
         shape, item = self._decoder, self._place.cache.itemsize
         fresh = Rows(rows, room=room, vocabulary=shape.vocabulary, context=shape.context)
         if self._place.memory == "cpu":
-            check_room(shape, len(rows), fresh.longest, cache_bytes=item)
+            documents = self._place.reads == "documents"
+            check_room(shape, len(rows), fresh.longest, cache_bytes=item, documents=documents)
         with memory_for(fresh):
             session = self.over(fresh)
         self._rows = fresh  # not before: what fails until here leaves no session open

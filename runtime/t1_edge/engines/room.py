@@ -14,11 +14,21 @@ from t1_edge.engines.rows import Rows
 from t1_edge.errors import EngineError
 from t1_edge.machine import free_memory
 
+MOST_SCORES: Final = 1 << 27
+"""Bytes of a row's attention scores up to which a graph for documents holds them all at once."""
+
 _SPARE: Final = 0.9
 """Of what is free: others take some meanwhile."""
 
 
-def check_room(decoder: Decoder, rows: int, tokens: int, *, cache_bytes: int) -> None:
+def score_bytes(decoder: Decoder, tokens: int) -> int:
+    """Of one row's attention scores in one block, float32 [heads, tokens, tokens]."""
+    return 4 * decoder.heads * tokens**2
+
+
+def check_room(
+    decoder: Decoder, rows: int, tokens: int, *, cache_bytes: int, documents: bool = False
+) -> None:
     """Whether rows fit into memory, with their KV cache and what the widest layer gives.
 
     Args:
@@ -26,12 +36,16 @@ def check_room(decoder: Decoder, rows: int, tokens: int, *, cache_bytes: int) ->
         rows: How many run together.
         tokens: Places of each row in the cache.
         cache_bytes: Of one number in the cache.
+        documents: Whether a graph for documents reads them, which may hold attention scores.
 
     Raises:
         EngineError: If they do not; saying how many rows would.
     """
     free = int(_SPARE * free_memory())
     needed = rows * tokens * _token_bytes(decoder, cache_bytes)
+    scores = score_bytes(decoder, tokens)
+    if documents and scores <= MOST_SCORES:  # a graph for longer rows attends to them by tiles
+        needed += rows * scores
     if needed <= free:
         return
     raise EngineError(
