@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from t1_edge import __version__
+from t1_edge.build import SCHEMA
 from t1_edge.cache import cache_dir
 from t1_edge.encoder import Encoder
 from t1_edge_bench.datasets import Dataset
@@ -58,9 +60,9 @@ def document_vectors(
 
 
 def _path(encoder: Encoder, dataset: Dataset) -> Path:
-    """Keyed by all that a vector depends on, and by the engine, whose rounding is its own."""
+    """Keyed by all that a vector depends on; engines and graphs round each in their own way."""
     info = encoder.read_by()
-    ran = [info.library, info.device, info.graph]
+    ran = [__version__, str(SCHEMA), info.library, info.device, info.graph]
     key = "\0".join([encoder.fingerprint, *ran, dataset.digest()])
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     return cache_dir() / "vectors" / f"{dataset.name}-{name}.npy"
