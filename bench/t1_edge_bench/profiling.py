@@ -30,7 +30,7 @@ _WORDS: Final = 150
 
 _PARTS: Final[dict[Format, dict[str, str]]] = {
     "onnx": {
-        "rounding": r"\.(sizes|largest|positive|scale|shape|points|codes)$",
+        "rounding activations": r"\.(sizes|largest|positive|scale|shape|points|codes)$",
         "norms and sums": r"norm\.weight\.| hidden$",
         "queries, keys, values": r"\.[qkv]_proj\.",
         "attention": r"^GroupQueryAttention ",
@@ -131,7 +131,7 @@ def profile(
     engine: Format,
     documents: int = 2,
     thoughts: int = 1,
-    passes: int = 20,
+    passes: int = 10,
     threads: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[ProfileRow]:
@@ -162,7 +162,7 @@ def profile(
     rows = []
     for subject in _subjects(opened, engine, threads):
         for work in subject.works:
-            say(f"{engine}: {work}, {passes} passes alone, and as many watched")
+            say(f"{engine}: {work} (passes: {passes} alone, {passes} watched)")
             rows.append(_profile(build, engine, subject, tasks[work]))
     return rows
 

@@ -298,7 +298,8 @@ def _check_schema(raw: bytes, where: Path) -> None:
     if found != SCHEMA:
         raise BuildError(
             f"{where} has schema {found!r}, this t1-edge reads {SCHEMA}: "
-            "export the build again, or install the t1-edge that wrote it"
+            "export the build again (`t1-edge pull` where that brought it), or install the t1-edge "
+            "that wrote it"
         )
 
 

@@ -169,12 +169,14 @@ def test_a_profile_of_both_engines(nano: Build) -> None:
         assert row["alone"] > 0
         assert list(row["parts"].values()) == sorted(row["parts"].values(), reverse=True)
     reading = rows[2]["parts"].keys()
-    assert reading - rows[0]["parts"].keys() == {"rounding"}
+    assert reading - rows[0]["parts"].keys() == {"rounding activations"}
     assert "head" not in reading
     plain = CliRunner().invoke(main, [*arguments, "--engine", "gguf"])
     assert "llama.cpp thinking" in plain.stdout
+    shares = [line.split()[-1] for line in plain.stdout.splitlines() if line.endswith("%")]
+    assert sum(int(share.removesuffix("%")) for share in shares) == pytest.approx(100, abs=5)
     assert "a pass alone, ms" in plain.stdout
-    assert "gguf: reading, 3 passes alone, and as many watched" in plain.stderr
+    assert "gguf: reading (passes: 3 alone, 3 watched)" in plain.stderr
 
 
 def test_what_cannot_be_profiled(tiny_build: Callable[..., Build]) -> None:

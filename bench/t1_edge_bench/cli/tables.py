@@ -66,10 +66,12 @@ def profile_table(rows: "Sequence[ProfileRow]") -> str:
     parts = dict.fromkeys(part for row in rows for part in row.parts)
     lines = [[part, *(_share(row, part) for row in rows)] for part in parts]
     figures: list[tuple[str, Callable[[ProfileRow], str]]] = [
-        ("tokens in a pass", lambda r: str(r.tokens)),
-        ("operations, ms", lambda r: f"{sum(r.parts.values()) * 1e3:,.2f}"),
-        ("a pass, watched, ms", lambda r: f"{r.watched * 1e3:,.2f}"),
-        ("a pass alone, ms", lambda r: f"{r.alone * 1e3:,.2f}"),
+        ("all operations, ms", lambda r: f"{sum(r.parts.values()) * 1e3:,.1f}"),
+        ("a pass, watched, ms", lambda r: f"{r.watched * 1e3:,.1f}"),
+        ("a pass alone, ms", lambda r: f"{r.alone * 1e3:,.1f}"),
+        ("texts or thoughts at once", lambda r: str(r.rows)),
+        ("their tokens in a pass", lambda r: str(r.tokens)),
+        ("threads", lambda r: str(r.threads)),
     ]
     lines += [[name, *(read(row) for row in rows)] for name, read in figures]
     return table(["", *(_what(row) for row in rows)], lines)
