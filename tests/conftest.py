@@ -3,7 +3,8 @@
 Everything is made once a run: the tiny checkpoints by transformers, the builds by the pipeline.
 """
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,14 @@ def tiny_build(
         return build(family, profile, tied)
 
     return make
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C raises: Python ignores it where whoever started it does, as a shell does for `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

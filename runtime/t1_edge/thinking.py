@@ -103,7 +103,6 @@ class Thinking:
         self._budget = budget
         self._deadline = deadline
         self._steps = 0
-        self._is_read = False
         self._scores: Float32Array | None = None
         self._step_seconds: float | None = None
         self._peek_seconds: float | None = None
@@ -144,7 +143,6 @@ class Thinking:
         """
         if self.goes_on() and not self._is_read:
             self._scores = self._session.logits()
-            self._is_read = True
 
     def step(self) -> None:
         """Write one token to every row that still thinks."""
@@ -214,6 +212,11 @@ class Thinking:
                 now = self.peek()
                 self.settle(np.flatnonzero(_cosines(before, now) >= settle.cosine).tolist())
                 before = now
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether the pass before the first step was made."""
+        return self._steps > 0 or self._scores is not None
 
     @property
     def _needed(self) -> float:

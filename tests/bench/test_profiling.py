@@ -93,15 +93,7 @@ def test_what_nobody_knows_is_the_rest(engine: Format) -> None:
     assert part_of("MatMulNBits model.layers.0.mlp.new_proj.weight.out", engine) == "rest"
 
 
-@pytest.fixture
-def _heard() -> Iterator[None]:
-    """Python ignores Ctrl-C where whoever started it does, as a shell does for `&`."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_heard")
+@pytest.mark.usefixtures("heard")
 def test_an_interruption_reaches_who_waits(tiny_build: Callable[..., Build]) -> None:
     """It mostly comes as llama.cpp calls back, where what is raised is printed and forgotten."""
 

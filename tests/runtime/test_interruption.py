@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,9 @@ from t1_edge.engines.select import EngineChoice
 from t1_edge.results import QueryEmbedding
 
 Interrupt = Callable[[int], None]
+pytestmark = pytest.mark.usefixtures("heard")
+
 LONG = "the weather in the north and the water of the lake " * 9
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """Python ignores Ctrl-C where whoever started it does, as a shell does for `&`."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=["onnx", "gguf"])

@@ -1,7 +1,7 @@
 """The figures of `t1-edge bench` as tables for a terminal; a column or a line for each row."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from t1_edge_bench.table import table
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from t1_edge_bench.profiling import ProfileRow
     from t1_edge_bench.quality import QualityRow
     from t1_edge_bench.soak import SoakRow
+
+_Row = TypeVar("_Row")
 
 
 def quality_table(rows: "Sequence[QualityRow]") -> str:
@@ -54,7 +56,7 @@ def latency_table(rows: "Sequence[LatencyRow]") -> str:
         ("weights, MB", lambda r: f"{r.weight_bytes / 1e6:,.0f}"),
         ("peak resident, MB", lambda r: f"{r.peak_resident / 1e6:,.0f}"),
     ]
-    lines = [[name, *(read(row) for row in rows)] for name, read in figures]
+    lines = _lines(figures, rows)
     for budget in rows[0].query_p50:
         times = [f"{r.query_p50[budget] * 1e3:.0f} / {r.query_p95[budget] * 1e3:.0f}" for r in rows]
         lines.append([f"query, budget {budget}, p50 / p95, ms", *times])
@@ -73,7 +75,7 @@ def profile_table(rows: "Sequence[ProfileRow]") -> str:
         ("their tokens in a pass", lambda r: str(r.tokens)),
         ("threads", lambda r: str(r.threads)),
     ]
-    lines += [[name, *(read(row) for row in rows)] for name, read in figures]
+    lines += _lines(figures, rows)
     return table(["", *(_what(row) for row in rows)], lines)
 
 
@@ -90,8 +92,15 @@ def soak_table(rows: "Sequence[SoakRow]") -> str:
         ("open files when warm, at the end", lambda r: f"{r.files[0]:g}, {r.files[1]:g}"),
         ("peak resident, MB", lambda r: f"{r.peak_resident / 1e6:,.0f}"),
     ]
-    lines = [[name, *(read(row) for row in rows)] for name, read in figures]
+    lines = _lines(figures, rows)
     return table(["", *(row.library for row in rows)], lines)
+
+
+def _lines(
+    figures: "Sequence[tuple[str, Callable[[_Row], str]]]", rows: "Sequence[_Row]"
+) -> list[list[str]]:
+    """A line for each figure: its name, and what it is of each row."""
+    return [[name, *(read(row) for row in rows)] for name, read in figures]
 
 
 def _what(row: "ProfileRow") -> str:
